@@ -1,0 +1,1 @@
+"""Makes and scores masks: predicting, ensembling, restoring, evaluating."""

@@ -1,0 +1,1 @@
+"""Turns raw cases into normalised 256x256 arrays and back: geometry, normalisation, arrays."""

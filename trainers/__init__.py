@@ -1,0 +1,1 @@
+"""Trains networks: loader, augmentation, loop, checkpoint."""
