@@ -1,0 +1,32 @@
+"""The command ``iaunet``: lists the commands, or runs one (``python -m iaunet train ...``)."""
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+COMMANDS = {
+    "plan_and_preprocess": ("iaunet.preprocessing.command", "read, check, plan and preprocess a data set"),
+    "train": ("iaunet.trainers.command", "train one fold, or all of them"),
+    "predict": ("iaunet.inference.predict_command", "make masks for new images"),
+    "evaluate": ("iaunet.inference.evaluate_command", "score a folder of masks against another"),
+    "demo": ("iaunet.trainers.demo_command", "the whole way on a small generated data set"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """List the commands or run the one that is named first; return its exit code."""
+    name, *rest = (sys.argv[1:] if argv is None else list(argv)) or ["--help"]
+    name = name.replace("-", "_").removeprefix("iaunet_")
+    if name in COMMANDS:
+        module, _ = COMMANDS[name]
+        code: int = import_module(module).main(rest)
+        return code
+    print("iaunet: cross-validated segmentation of 2D medical images. The commands:")
+    for command, (_, does) in COMMANDS.items():
+        print(f"  iaunet_{command:22} {does}")
+    print("Each tells more with --help.")
+    return 0 if name in ("__help", "_h", "help") else 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

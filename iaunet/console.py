@@ -1,0 +1,119 @@
+"""What every command shares: its options' spelling, its log, its exit codes."""
+
+import argparse
+import contextlib
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import IO
+
+from iaunet.errors import IaunetError
+
+ALL_DONE, SOME_FAILED, CANNOT_BE_DONE, STOPPED = 0, 1, 2, 130
+
+
+class Stopped(Exception):
+    """The user stopped the command; the message says how to go on."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Takes ``--long-option`` and ``--long_option`` alike."""
+
+    def parse_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]
+        tokens = sys.argv[1:] if args is None else args
+        return super().parse_args([_underscored(token) for token in tokens], namespace)
+
+
+def _underscored(token: str) -> str:
+    if not token.startswith("--"):
+        return token
+    name, equals, value = token[2:].partition("=")
+    return f"--{name.replace('-', '_')}{equals}{value}"
+
+
+def command_parser(name: str, description: str) -> argparse.ArgumentParser:
+    """A parser with the option every command has, ``--workspace``."""
+    parser = _Parser(
+        prog=name,
+        description=description,
+        allow_abbrev=False,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument(
+        "--workspace",
+        type=Path,
+        metavar="DIR",
+        default=argparse.SUPPRESS,
+        help="where datasets, plans and runs are kept (default: $IAUNET_WORKSPACE, "
+        "or the nearest iaunet_workspace from here upwards, or a new one here)",
+    )
+    return parser
+
+
+def run_command(body: Callable[[], int]) -> int:
+    """Run a command's body as a command: log on the screen, faults in one line, exit codes.
+
+    Args:
+        body: Does the work and returns the exit code.
+
+    Returns:
+        0 all done, 1 some inputs failed, 2 the request cannot be done, 130 stopped.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    with _logging_to_screen(sys.stdout):
+        try:
+            return body()
+        except IaunetError as fault:
+            print(f"error: {fault}", file=sys.stderr)
+            return CANNOT_BE_DONE
+        except Stopped as stop:
+            print(f"stopped: {stop}", file=sys.stderr)
+            return STOPPED
+        except KeyboardInterrupt:
+            print("stopped: run the same command again to go on", file=sys.stderr)
+            return STOPPED
+
+
+@contextlib.contextmanager
+def _logging_to_screen(stream: IO[str]) -> Iterator[None]:
+    logger = logging.getLogger("iaunet")
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def terminating_like_interrupt() -> Iterator[None]:
+    """Let SIGTERM stop a command as Ctrl-C does, so that files and workers are cleaned up."""
+
+    def interrupt(signum: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    with handling_signals((signal.SIGTERM,), interrupt):
+        yield
+
+
+@contextlib.contextmanager
+def handling_signals(
+    numbers: Sequence[signal.Signals], handler: Callable[[int, FrameType | None], None]
+) -> Iterator[None]:
+    """Handle signals within a block; outside the main thread, where Python allows no handlers, do nothing."""
+    previous = []
+    with contextlib.suppress(ValueError):
+        previous = [(number, signal.signal(number, handler)) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, old in previous:
+            signal.signal(number, old)

@@ -1,0 +1,267 @@
+"""Finds the images of a folder and the mask that belongs to each, by name and never by order."""
+
+import os
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Literal
+
+from iaunet.dataset import Case, MissingMask, Problem, Source
+from iaunet.errors import DatasetError
+from iaunet.files import FORMATS, is_image_file
+
+IMAGE_FOLDERS = ("images", "image", "imgs", "img", "original", "imagestr")
+MASK_FOLDERS = (
+    "masks",
+    "mask",
+    "labels",
+    "label",
+    "ground truth",
+    "ground_truth",
+    "groundtruth",
+    "gt",
+    "segmentations",
+    "annotations",
+    "labelstr",
+)
+OTHER_FOLDERS = ("imagests", "labelsts")
+MASK_SUFFIXES = ("_mask", "_masks", "_seg", "_segmentation")
+VOLUME_ENDINGS = (".nii", ".nii.gz", ".mha", ".mhd", ".nrrd", ".dcm")
+
+
+@dataclass(frozen=True)
+class Discovery:
+    """Cases sorted by name, what is wrong with the files' names, and a line that says what was understood."""
+
+    cases: tuple[Case, ...]
+    problems: tuple[Problem, ...]
+    understood: str
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A file with the role its place or name gives it; ``key`` is what image and mask have in common."""
+
+    path: Path
+    key: str
+    role: Literal["image", "mask", "unknown"]
+
+
+def discover_cases(source: Source) -> Discovery:
+    """Pair the images of a folder with their masks.
+
+    Args:
+        source: Its root holds images and masks: in folders named so (``images`` + ``masks`` and the like, at any
+            depth), or side by side, told apart by a suffix of the mask's name or by the ending; or it names both
+            folders. Its ``missing_mask`` says what an image without mask is: a fault, a case without foreground,
+            or left out.
+
+    Raises:
+        DatasetError: The folder does not exist, or holds no image or no mask at all.
+    """
+    root = Path(source.root)
+    suffixes = (*MASK_SUFFIXES, *source.mask_suffixes)
+    if (source.images is None) != (source.masks is None):
+        raise DatasetError("--images and --masks belong together: give both or neither")
+    if source.images is not None and source.masks is not None:
+        images, masks = Path(source.images), Path(source.masks)
+        files = [*_walk(images, suffixes, role="image"), *_walk(masks, suffixes, role="mask")]
+        understood = f"images in {images}, masks in {masks}"
+    else:
+        files = list(_walk(root, suffixes))
+        understood = _describe_layout(root, files)
+    image_files = _by_key(_images_of(files))
+    mask_files = _by_key(_masks_of(files))
+    _require_both(root, image_files, mask_files, source.missing_mask)
+    cases, problems = _pair(root, image_files, mask_files, source.missing_mask)
+    return Discovery(cases, tuple(problems), f"{len(cases)} cases: {understood}")
+
+
+def list_image_files(folder: Path) -> list[Path]:
+    """All readable image files below a folder, sorted; hidden ones are left out.
+
+    Raises:
+        DatasetError: The folder does not exist.
+    """
+    return [path for path in _list_files(folder) if is_image_file(path)]
+
+
+def _list_files(folder: Path) -> list[Path]:
+    if not folder.exists():
+        raise DatasetError(f"{folder} does not exist: check the path")
+    if not folder.is_dir():
+        raise DatasetError(f"{folder} is a file: give the folder that holds it")
+    found = []
+    for parent, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [Path(parent) / name for name in files if not name.startswith(".")]
+    return sorted(found, key=lambda path: path.as_posix())
+
+
+def _walk(
+    root: Path, suffixes: Sequence[str], role: Literal["image", "mask"] | None = None
+) -> Iterator[_Found]:
+    files = _list_files(root)
+    volumes = [path for path in files if path.name.lower().endswith(VOLUME_ENDINGS)]
+    if volumes and not any(map(is_image_file, files)):
+        raise DatasetError(
+            f"{root} holds volumes ({volumes[0].name}), which are not read yet: "
+            f"save their slices as images ({', '.join(FORMATS)})"
+        )
+    for path in filter(is_image_file, files):
+        parts = PurePosixPath(path.relative_to(root).as_posix()).with_suffix("").parts
+        found_role, parts = (role, parts) if role else _role_by_folder(parts)
+        if found_role is None:
+            continue
+        name = parts[-1]
+        if found_role != "image":
+            stripped = _without_suffix(name, suffixes)
+            if stripped != name:
+                found_role, name = "mask", stripped
+        yield _Found(path, "/".join((*parts[:-1], name)), found_role)
+
+
+def _role_by_folder(
+    parts: tuple[str, ...],
+) -> tuple[Literal["image", "mask", "unknown"] | None, tuple[str, ...]]:
+    """The role the innermost telling folder gives, and the path without that folder."""
+    for i in reversed(range(len(parts) - 1)):
+        name = parts[i].lower()
+        rest = parts[:i] + parts[i + 1 :]
+        if name in OTHER_FOLDERS:
+            return None, parts
+        if name in IMAGE_FOLDERS:
+            return "image", rest
+        if name in MASK_FOLDERS:
+            return "mask", rest
+    return "unknown", parts
+
+
+def _without_suffix(name: str, suffixes: Sequence[str]) -> str:
+    for suffix in sorted(suffixes, key=len, reverse=True):
+        if name.lower().endswith(suffix.lower()) and len(name) > len(suffix):
+            return name[: -len(suffix)]
+    return name
+
+
+def _images_of(files: Iterable[_Found]) -> list[_Found]:
+    """The files in image folders; without such folders, those that are no masks."""
+    files = list(files)
+    images = [file for file in files if file.role == "image"]
+    if images:
+        return images
+    unknown = [file for file in files if file.role == "unknown"]
+    endings = defaultdict(set)
+    for file in unknown:
+        endings[file.key].add(file.path.suffix.lower())
+    return [file for file in unknown if not _is_mask_by_ending(file, endings[file.key])]
+
+
+def _masks_of(files: Iterable[_Found]) -> list[_Found]:
+    """The files that are masks by folder or suffix; without any, the PNGs beside an image of another ending."""
+    files = list(files)
+    masks = [file for file in files if file.role == "mask"]
+    images = set(_images_of(files))
+    return masks or [file for file in files if file.role == "unknown" and file not in images]
+
+
+def _is_mask_by_ending(file: _Found, endings: set[str]) -> bool:
+    """Of ``a.jpg`` and ``a.png`` side by side, the second is the mask: JPEG cannot hold one unharmed."""
+    return len(endings) == 2 and file.path.suffix.lower() == ".png"
+
+
+def _by_key(files: Iterable[_Found]) -> dict[str, list[Path]]:
+    found: dict[str, list[Path]] = defaultdict(list)
+    for file in files:
+        found[file.key].append(file.path)
+    return dict(found)
+
+
+def _require_both(
+    root: Path,
+    images: dict[str, list[Path]],
+    masks: dict[str, list[Path]],
+    missing_mask: MissingMask,
+) -> None:
+    if not images:
+        raise DatasetError(
+            f"{root} holds no images ({', '.join(FORMATS)}): give the folder that holds images and masks"
+        )
+    if not masks and missing_mask == "error":
+        raise DatasetError(
+            f"{root} holds {len(images)} images and no masks: put the masks in a folder 'masks' beside 'images', "
+            f"end their names in {', '.join(MASK_SUFFIXES)}, or give --images DIR --masks DIR"
+        )
+
+
+def _pair(
+    root: Path,
+    images: dict[str, list[Path]],
+    masks: dict[str, list[Path]],
+    missing_mask: MissingMask,
+) -> tuple[tuple[Case, ...], list[Problem]]:
+    cases: list[Case] = []
+    problems: list[Problem] = []
+
+    def relative(path: Path) -> str:
+        return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()
+
+    for key in sorted(images, key=natural_order):
+        image, *copies = images[key]
+        mask, *more = masks.get(key, [None])
+        for path in copies:
+            problems.append(
+                _fault(relative(path), f"has the name of {relative(image)}", "rename one of them")
+            )
+        for path in more:
+            problems.append(
+                _fault(
+                    relative(path or image), "is a second mask of its image", "unite the masks in one file"
+                )
+            )
+        if mask is None and missing_mask == "error":
+            mend = "add the mask, or use --missing_mask empty|skip"
+            problems.append(_fault(relative(image), "has no mask", mend))
+        elif mask is not None or missing_mask == "empty":
+            cases.append(Case(name=key, images=(relative(image),), mask=mask and relative(mask)))
+    for key in sorted(masks.keys() - images.keys(), key=natural_order):
+        for path in masks[key]:
+            mend = "give the image the same name, or remove the mask"
+            problems.append(
+                Problem(
+                    level="note", file=relative(path), what="mask has no image and is left out", mend=mend
+                )
+            )
+    return tuple(cases), problems
+
+
+def _fault(file: str, what: str, mend: str) -> Problem:
+    return Problem(level="fault", file=file, what=what, mend=mend)
+
+
+def natural_order(name: str) -> list[tuple[int, int, str]]:
+    """A sort key under which ``2`` comes before ``10``."""
+    parts = re.findall(r"\d+|\D+", name)
+    return [(0, int(part), part) if part.isdecimal() else (1, 0, part) for part in parts]
+
+
+def _describe_layout(root: Path, files: Sequence[_Found]) -> str:
+    places = {
+        role: sorted({_place(root, file.path) for file in files if file.role == role})
+        for role in ("image", "mask", "unknown")
+    }
+    if places["image"] and places["mask"]:
+        return f"images in {_some(places['image'])}, masks in {_some(places['mask'])}"
+    return f"images and masks side by side in {_some(places['unknown'] or places['image'] or places['mask'])}"
+
+
+def _place(root: Path, path: Path) -> str:
+    return path.parent.relative_to(root).as_posix()
+
+
+def _some(places: Sequence[str]) -> str:
+    if len(places) <= 2:
+        return " and ".join(f"{place}/" for place in places) or "./"
+    return f"{places[0]}/ and {len(places) - 1} more folders"

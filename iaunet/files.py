@@ -1,0 +1,247 @@
+"""Reads and writes images and masks. Every stage touches raw data through this module only."""
+
+import dataclasses
+import io
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.Image import DecompressionBombError, DecompressionBombWarning
+
+from iaunet.errors import FileError
+from iaunet.storage import replacing
+
+FORMATS = {
+    ".png": "PNG",
+    ".jpg": "JPEG",
+    ".jpeg": "JPEG",
+    ".bmp": "BMP",
+    ".tif": "TIFF",
+    ".tiff": "TIFF",
+}
+"""File endings that are read, with Pillow's name of the format. No other decoder is ever tried."""
+
+MAX_PIXELS = 178_956_970
+"""Pixels an image may have, Pillow's own limit: 512 MiB as RGB. More is taken for a decompression bomb."""
+
+_DECODER_FAULTS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    OverflowError,
+    IndexError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    NotImplementedError,
+    MemoryError,
+    struct.error,
+    zlib.error,
+)
+"""What Pillow's decoders are known to raise on damaged files."""
+
+_GREY_MODES = {"1", "L", "LA", "La", "I;16", "I;16L", "I;16B", "I;16N", "I", "F"}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class RawImage:
+    """An image as it is displayed.
+
+    ``pixels`` is [channels, height, width] in uint8, uint16, int32 or float32: one channel for grey, three for
+    colour. ``has_transparency`` tells that an alpha channel was left out that was not opaque everywhere.
+    """
+
+    pixels: NDArray[np.generic]
+    has_transparency: bool = False
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) in pixels."""
+        return self.pixels.shape[1], self.pixels.shape[2]
+
+
+def is_image_file(path: Path) -> bool:
+    """Whether the ending is one of `FORMATS`."""
+    return path.suffix.lower() in FORMATS
+
+
+def read_bytes(path: Path) -> bytes:
+    """The bytes of a raw file.
+
+    Raises:
+        FileError: It is missing, empty or not to be read.
+    """
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError as fault:
+        raise FileError("file is missing", "restore it, or plan again without it") from fault
+    except OSError as fault:
+        raise FileError(
+            f"cannot be read ({fault.strerror})", "mend its permissions or copy it again"
+        ) from fault
+    if not data:
+        raise FileError("file is empty", "copy it again or remove it")
+    return data
+
+
+def decode_image(data: bytes) -> RawImage:
+    """Decode an image file.
+
+    Args:
+        data: The bytes of a PNG, JPEG, BMP or TIFF file with one page.
+
+    Raises:
+        FileError: It is none of these, damaged, too large, has several pages, or holds nan or infinity.
+    """
+    image = _open(data)
+    transparent = _is_transparent(image)
+    if image.mode in _GREY_MODES:
+        pixels = _plane(image)[None]
+    else:
+        pixels = np.ascontiguousarray(np.moveaxis(_pixels(image.convert("RGB")), 2, 0))
+    if pixels.dtype == np.float32 and not np.isfinite(pixels).all():
+        raise FileError("holds nan or infinite values", "replace them, with 0 for instance")
+    return RawImage(pixels, transparent)
+
+
+def decode_mask(data: bytes) -> NDArray[np.integer]:
+    """Decode a mask file.
+
+    Args:
+        data: The bytes of a PNG, JPEG, BMP or TIFF file with one page. A palette's indices are the values.
+
+    Returns:
+        The values [height, width] as uint8, uint16 or int32; a 1-bit mask has 0 and 255.
+
+    Raises:
+        FileError: As `decode_image`; also for colours that are not shades of grey and values that are not whole.
+    """
+    image = _open(data)
+    if image.mode == "P":
+        return _pixels(image)
+    if image.mode in _GREY_MODES:
+        values = _plane(image)
+    else:
+        colours = _pixels(image.convert("RGB"))
+        values = np.ascontiguousarray(colours[..., 0])
+        if not (colours == values[..., None]).all():
+            raise FileError(
+                "mask holds colours", "save it with one channel, 0 for background and a value for each label"
+            )
+    if values.dtype == np.float32:
+        whole = values.astype(np.int32)
+        if not np.array_equal(whole, values):
+            raise FileError("mask holds values that are not whole numbers", "save it with whole values")
+        return whole
+    return values  # type: ignore[return-value]
+
+
+def read_image(path: Path) -> RawImage:
+    """Read an image file, see `decode_image`."""
+    return decode_image(read_bytes(path))
+
+
+def read_mask(path: Path) -> NDArray[np.integer]:
+    """Read a mask file, see `decode_mask`."""
+    return decode_mask(read_bytes(path))
+
+
+def write_png(path: Path, pixels: NDArray[np.generic]) -> None:
+    """Write pixels as PNG, whole or not at all.
+
+    Args:
+        path: Ends in ``.png``.
+        pixels: uint8 or uint16 [height, width], or uint8 [height, width, 3].
+    """
+    with replacing(path) as temporary:
+        Image.fromarray(pixels).save(temporary, format="PNG", compress_level=1)
+
+
+def to_channels(pixels: NDArray[np.generic], channels: int) -> NDArray[np.generic]:
+    """Bring an image [own channels, height, width] to a number of channels.
+
+    Grey is repeated; colour becomes grey with the weights of ITU-R 601-2, rounded for whole numbers.
+
+    Raises:
+        FileError: There is no way from the image's channels to these.
+    """
+    own = pixels.shape[0]
+    if own == channels:
+        return pixels
+    if own == 1:
+        return np.repeat(pixels, channels, axis=0)
+    if own == 3 and channels == 1:
+        grey = np.tensordot(np.array([0.299, 0.587, 0.114]), pixels, axes=1)[None]
+        if np.issubdtype(pixels.dtype, np.integer):
+            grey = np.rint(grey)
+        return grey.astype(pixels.dtype)
+    raise FileError(
+        f"has {own} channels, the data set has {channels}", f"give images with {channels} channels"
+    )
+
+
+def _open(data: bytes) -> Image.Image:
+    """Open and decode one page in its displayed orientation, with every fault of the decoder named."""
+    try:
+        image = Image.open(io.BytesIO(data), formats=sorted(set(FORMATS.values())))
+    except (DecompressionBombError, DecompressionBombWarning) as fault:
+        raise _too_large("more pixels") from fault
+    except UnidentifiedImageError as fault:
+        raise FileError(
+            "is not a PNG, JPEG, BMP or TIFF image, whatever its name says",
+            "remove it or save it again as PNG",
+        ) from fault
+    except _DECODER_FAULTS as fault:
+        raise _damaged(fault) from fault
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise _too_large(f"{height} x {width} pixels, more")
+    try:
+        pages = getattr(image, "n_frames", 1)
+        if pages > 1:
+            raise FileError(f"holds {pages} pages", "save each page as an image of its own")
+        image.load()
+        return ImageOps.exif_transpose(image)
+    except FileError:
+        raise
+    except _DECODER_FAULTS as fault:
+        raise _damaged(fault) from fault
+
+
+def _too_large(what: str) -> FileError:
+    return FileError(f"has {what} than the {MAX_PIXELS:,} allowed", "cut or shrink it")
+
+
+def _damaged(fault: BaseException) -> FileError:
+    reason = str(fault).split("\n")[0].rstrip(".") or type(fault).__name__
+    return FileError(f"is truncated or damaged ({reason})", "copy it again from its source or remove it")
+
+
+def _is_transparent(image: Image.Image) -> bool:
+    if not image.has_transparency_data:
+        return False
+    alpha = image.convert("RGBA").getchannel("A")
+    return alpha.getextrema()[0] != 255
+
+
+def _plane(image: Image.Image) -> NDArray[np.generic]:
+    """The pixels [height, width] of a grey image."""
+    if image.mode in ("1", "LA", "La"):
+        image = image.convert("L")
+    plane = _pixels(image)
+    if plane.dtype.byteorder == ">":
+        plane = plane.astype(plane.dtype.newbyteorder("="))
+    if plane.dtype == np.int32 and plane.min() >= 0 and plane.max() <= 65535:
+        return plane.astype(np.uint16)
+    return plane
+
+
+def _pixels(image: Image.Image) -> NDArray[np.generic]:
+    try:
+        return np.asarray(image)
+    except _DECODER_FAULTS as fault:
+        raise _damaged(fault) from fault

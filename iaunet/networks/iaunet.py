@@ -1,0 +1,82 @@
+"""The integrated attention network: a U-Net whose skips pass scale feature, spatial and channel attention."""
+
+from itertools import pairwise
+from typing import Literal, get_args
+
+from torch import nn
+
+from iaunet.errors import NetworkError
+from iaunet.networks.attention import ChannelAttention, ScaleFeatureAttention, SpatialAttention, SpatialMode
+from iaunet.networks.blocks import DoubleConv, Up, UShape, check_sizes, head, pooled_stages, upsample, widths
+
+Variant = Literal["fullres", "paper5"]
+
+
+def build_iaunet(
+    *,
+    channels: int,
+    labels: int,
+    width: int = 64,
+    depth: int = 5,
+    variant: Variant = "fullres",
+    scale_attention: bool = True,
+    spatial_attention: SpatialMode | Literal["none"] = "mean",
+    channel_attention: bool = True,
+    max_keys: int | None = 1024,
+    gamma_init: float = 1.0,
+    separate_mlps: bool = False,
+) -> nn.Module:
+    """Build the paper's network: SFA on the first skip, SA then CA on the others.
+
+    Args:
+        channels: Planes of the input.
+        labels: Foreground labels, each one logit map of the output.
+        width: Feature maps of the first stage; each further one has twice as many.
+        depth: Number of stages, 3 to 6.
+        variant: ``fullres`` takes the skips before pooling; ``paper5`` takes them after it, and its decoder
+            ends with one more transposed convolution.
+        scale_attention: Whether the first skip passes SFA.
+        spatial_attention: Mode of `SpatialAttention`, or ``none`` to leave it out.
+        channel_attention: Whether the other skips pass CA.
+        max_keys: See `SpatialAttention`.
+        gamma_init: See `SpatialAttention`.
+        separate_mlps: See `ChannelAttention`.
+
+    Raises:
+        NetworkError: A number is out of its range, or the variant or the mode unknown.
+    """
+    check_sizes(channels, labels, width, depth)
+    if variant not in get_args(Variant):
+        raise NetworkError(f"variant {variant!r}: choose one of {', '.join(get_args(Variant))}")
+    maps = widths(width, depth)
+    first: nn.Module = ScaleFeatureAttention(width) if scale_attention else nn.Identity()
+    others: list[nn.Module] = []
+    for features in maps[1:-1]:
+        modules: list[nn.Module] = []
+        if spatial_attention != "none":
+            spatial = SpatialAttention(features, spatial_attention, max_keys=max_keys, gamma_init=gamma_init)
+            modules.append(spatial)
+        if channel_attention:
+            modules.append(ChannelAttention(features, separate_mlps=separate_mlps))
+        others.append(nn.Sequential(*modules))
+    halves = variant == "paper5"
+    return UShape(
+        channels=channels,
+        stages=_halving_stages(channels, maps) if halves else pooled_stages(channels, maps),
+        skips=[first, *others],
+        ups=[Up(deep, shallow) for shallow, deep in pairwise(maps)],
+        last=_last_up(width, labels) if halves else head(width, labels),
+        multiple=2**depth if halves else 2 ** (depth - 1),
+    )
+
+
+def _halving_stages(channels: int, maps: list[int]) -> list[nn.Module]:
+    """Encoder of ``paper5``: a stage's output is taken after it is halved."""
+    pairs = zip([channels, *maps], maps, strict=False)
+    return [nn.Sequential(DoubleConv(*pair), nn.MaxPool2d(2)) for pair in pairs]
+
+
+def _last_up(width: int, labels: int) -> nn.Sequential:
+    """The step of ``paper5`` back to full size, which no skip joins."""
+    half = max(width // 2, 1)
+    return nn.Sequential(upsample(width, half), DoubleConv(half, half), head(half, labels))

@@ -1,0 +1,145 @@
+"""Files that appear whole or not at all, and the hashes that say what a file was made from."""
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from iaunet.errors import IaunetError, WorkspaceError
+
+TEMPORARY_SUFFIX = ".iaunet-tmp"
+"""Ends the names of files that are still being written."""
+
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
+
+
+@contextlib.contextmanager
+def naming_disk_faults(path: Path) -> Iterator[None]:
+    """Turn a full or closed disk into one line that names the path.
+
+    Raises:
+        WorkspaceError: The system refused to write for want of space or of permission.
+    """
+    try:
+        yield
+    except OSError as fault:
+        if fault.errno in _NO_SPACE:
+            raise WorkspaceError(
+                f"no space left for {path}: free some space and run the same command again"
+            ) from fault
+        if fault.errno in _NOT_WRITABLE:
+            raise WorkspaceError(
+                f"{path} cannot be written ({fault.strerror}): choose another folder or mend its permissions"
+            ) from fault
+        raise
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Write a file that appears under its name only when whole.
+
+    Yields:
+        A temporary path in the same folder to write to. When the block ends well it is synced and renamed to
+        ``path``; when it fails it is removed and ``path`` stays as it was.
+
+    Raises:
+        WorkspaceError: The disk is full or the folder cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}{TEMPORARY_SUFFIX}")
+    try:
+        with naming_disk_faults(path):
+            make_folder(path.parent)
+            yield temporary
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+            temporary.replace(path)
+            _sync_folder(path.parent)
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def make_folder(path: Path) -> Path:
+    """Make a folder and those above it.
+
+    Raises:
+        WorkspaceError: It cannot be made.
+    """
+    with naming_disk_faults(path):
+        path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file whole, see `replacing`."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a UTF-8 text file with ``\\n`` line ends whole, see `replacing`."""
+    write_bytes(path, text.encode())
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write plain values as indented JSON, see `replacing`."""
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path, error: type[IaunetError], mend: str) -> Any:
+    """Parse a JSON file.
+
+    Args:
+        path: The file.
+        error: What to raise when it is missing or no JSON.
+        mend: What the user can do about it; ends the message.
+    """
+    text = read_text(path, error, mend)
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as fault:
+        raise error(f"{path} is no JSON ({fault}): {mend}") from fault
+
+
+def read_text(path: Path, error: type[IaunetError], mend: str) -> str:
+    """The text of a UTF-8 file, with or without byte order mark; ``error`` and ``mend`` as in `read_json`."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError as fault:
+        raise error(f"{path} is missing: {mend}") from fault
+    except (OSError, UnicodeDecodeError) as fault:
+        raise error(f"{path} cannot be read ({fault}): {mend}") from fault
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete what killed processes left half-written in a folder (not in those below it)."""
+    for path in folder.glob(f".*{TEMPORARY_SUFFIX}"):
+        path.unlink(missing_ok=True)
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of plain values: the same for equal values, whatever the order of keys."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename survive a power cut, where the system lets a folder be opened."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,90 @@
+"""Work spread over processes: started by spawn, in order, bounded, and gone when their parent is."""
+
+import concurrent.futures
+import contextlib
+import itertools
+import math
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from typing import TypeVar
+
+from iaunet.errors import WorkspaceError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+IMAGES_WORTH_A_PROCESS = 24
+"""Starting a process costs about as much as working on this many images."""
+
+
+def default_workers() -> int:
+    """The number of processors this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def map_in_processes(
+    function: Callable[[Item], Result],
+    items: Sequence[Item],
+    workers: int,
+    items_worth_a_process: int = IMAGES_WORTH_A_PROCESS,
+) -> Iterator[Result]:
+    """Apply a function to items in several processes.
+
+    Args:
+        function: A function of a module (workers import it by name). What it raises reaches the caller with the
+            worker's own traceback.
+        items: What to apply it to.
+        workers: Processes at most. Few items are worked on in this process.
+        items_worth_a_process: How many items a further process must have to be worth its start.
+
+    Yields:
+        The results in the order of the items. At most a few items a worker are under way at a time, so memory does
+        not grow with the number of items.
+
+    Raises:
+        WorkspaceError: A worker was killed, most likely for want of memory.
+    """
+    workers = min(workers, math.ceil(len(items) / items_worth_a_process))
+    if workers <= 1:
+        yield from map(function, items)
+        return
+    pool = concurrent.futures.ProcessPoolExecutor(
+        workers, mp_context=multiprocessing.get_context("spawn"), initializer=serve_parent
+    )
+    waiting: deque[concurrent.futures.Future[Result]] = deque()
+    remaining = iter(items)
+    try:
+        waiting.extend(pool.submit(function, item) for item in itertools.islice(remaining, 4 * workers))
+        while waiting:
+            result = waiting.popleft().result()
+            waiting.extend(pool.submit(function, item) for item in itertools.islice(remaining, 1))
+            yield result
+    except BrokenProcessPool as fault:
+        raise WorkspaceError(
+            "a worker process was killed, most likely because memory ran out: "
+            f"run the same command with fewer workers (--workers {max(workers // 2, 1)})"
+        ) from fault
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def serve_parent() -> None:
+    """Make this process a worker: it leaves stopping to its parent and ends when the parent is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def end_with_parent() -> None:
+        with contextlib.suppress(OSError):
+            parent.join()
+        os._exit(1)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()

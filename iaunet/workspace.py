@@ -1,0 +1,169 @@
+"""The workspace: one folder that holds what was made from each dataset."""
+
+import contextlib
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from iaunet.dataset import Dataset
+from iaunet.errors import WorkspaceError
+from iaunet.records import load_record
+from iaunet.storage import make_folder, naming_disk_faults
+
+logger = logging.getLogger(__name__)
+
+WORKSPACE_NAME = "iaunet_workspace"
+
+
+@dataclass(frozen=True)
+class DatasetFolder:
+    """The folder of one dataset in the workspace: where each stage's files lie."""
+
+    root: Path
+
+    @property
+    def name(self) -> str:
+        """The dataset's name."""
+        return self.root.name
+
+    @property
+    def dataset_json(self) -> Path:
+        """What was understood of the raw data, a `Dataset`."""
+        return self.root / "dataset.json"
+
+    @property
+    def problems_csv(self) -> Path:
+        """Every fault and note about the raw data."""
+        return self.root / "problems.csv"
+
+    @property
+    def fingerprint_json(self) -> Path:
+        """What was measured on the raw data."""
+        return self.root / "fingerprint.json"
+
+    @property
+    def plan_json(self) -> Path:
+        """What was decided."""
+        return self.root / "plan.json"
+
+    @property
+    def splits_json(self) -> Path:
+        """The folds."""
+        return self.root / "splits.json"
+
+    @property
+    def preprocessed(self) -> Path:
+        """The folder of the preprocessed arrays."""
+        return self.root / "preprocessed"
+
+    @property
+    def runs(self) -> Path:
+        """The folder of the runs."""
+        return self.root / "runs"
+
+    def load_dataset(self) -> Dataset:
+        """What was understood of the raw data.
+
+        Raises:
+            WorkspaceError: dataset.json is missing or holds something else.
+        """
+        mend = "run iaunet_plan_and_preprocess with the raw data's folder again"
+        return load_record(Dataset, self.dataset_json, WorkspaceError, mend)
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """One folder that holds a folder for each dataset."""
+
+    root: Path
+
+    def names(self) -> list[str]:
+        """The datasets that were planned here, sorted."""
+        if not self.root.is_dir():
+            return []
+        return sorted(path.parent.name for path in self.root.glob("*/dataset.json"))
+
+    def folder(self, name: str) -> DatasetFolder:
+        """The folder of a dataset, whether or not it exists yet."""
+        return DatasetFolder(self.root / name)
+
+    def find(self, dataset: str) -> DatasetFolder:
+        """The folder of a dataset given as the user gives it.
+
+        Args:
+            dataset: A name the workspace knows, or the path of raw data that was planned here.
+
+        Raises:
+            WorkspaceError: The workspace does not know it; the message lists what it knows.
+        """
+        if dataset in self.names():
+            return self.folder(dataset)
+        if is_path(dataset):
+            raw = str(Path(dataset).resolve())
+            for name in self.names():
+                if self.folder(name).load_dataset().source.root == raw:
+                    return self.folder(name)
+            raise WorkspaceError(
+                f"{dataset} has not been planned in {self.root}: run iaunet_plan_and_preprocess {dataset}"
+            )
+        known = ", ".join(self.names()) or "none yet"
+        raise WorkspaceError(
+            f"the workspace {self.root} has no data set {dataset!r}, it knows: {known}; "
+            "run iaunet_plan_and_preprocess FOLDER first"
+        )
+
+
+def is_path(dataset: str) -> bool:
+    """Whether the user means a folder with raw data rather than a name: it has a path separator or is a dot."""
+    return "/" in dataset or "\\" in dataset or dataset in (".", "..")
+
+
+def open_workspace(given: Path | None, environment: Mapping[str, str]) -> Workspace:
+    """The workspace to use: the one given, else $IAUNET_WORKSPACE, else the nearest upwards, else a new one here.
+
+    Args:
+        given: What the user gave on the command line.
+        environment: The environment's variables.
+
+    Raises:
+        WorkspaceError: It is no folder or cannot be made.
+    """
+    root = given or (Path(environment["IAUNET_WORKSPACE"]) if environment.get("IAUNET_WORKSPACE") else None)
+    if root is None:
+        here = Path.cwd()
+        nearest = (folder / WORKSPACE_NAME for folder in (here, *here.parents))
+        root = next((path for path in nearest if path.is_dir()), here / WORKSPACE_NAME)
+    if root.exists() and not root.is_dir():
+        raise WorkspaceError(f"{root} is a file: give a folder as --workspace")
+    root = root.resolve()
+    logger.info("workspace %s", root)
+    return Workspace(root)
+
+
+@contextlib.contextmanager
+def locked(folder: Path, doing: str) -> Iterator[None]:
+    """Keep other processes from working in a folder; the lock goes with the process, however it ends.
+
+    Args:
+        folder: The folder; made if it does not exist.
+        doing: What the block does, for the message of the process that comes second.
+
+    Raises:
+        WorkspaceError: Another process holds the lock.
+    """
+    make_folder(folder)
+    lock = FileLock(folder / ".lock", timeout=0)
+    try:
+        with naming_disk_faults(folder):
+            lock.acquire()
+    except Timeout as fault:
+        raise WorkspaceError(
+            f"another process is {doing} in {folder}: wait until it ends, or stop it first"
+        ) from fault
+    try:
+        yield
+    finally:
+        lock.release()

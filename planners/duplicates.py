@@ -1,0 +1,59 @@
+"""Images that occur more than once: exactly, by their hash, or nearly, by their thumbnails."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
+
+NEAR_CORRELATION = 0.98
+"""Zero-mean 32x32 thumbnails that correlate at least this well show nearly the same."""
+
+_BLOCK = 1024
+
+Groups = tuple[tuple[str, ...], ...]
+
+
+def exact_duplicates(names: Sequence[str], hashes: Sequence[str]) -> Groups:
+    """Cases whose image files are equal to the byte, a tuple each group of two and more."""
+    by_hash: dict[str, list[str]] = defaultdict(list)
+    for name, value in zip(names, hashes, strict=True):
+        by_hash[value].append(name)
+    return tuple(tuple(group) for group in by_hash.values() if len(group) > 1)
+
+
+def near_duplicates(names: Sequence[str], thumbnails: Sequence[NDArray[np.uint8]]) -> Groups:
+    """Cases whose thumbnails correlate at `NEAR_CORRELATION` or more, chained into groups of two and more.
+
+    Args:
+        names: The cases' names.
+        thumbnails: A small grey image each, all of one size.
+    """
+    pairs = np.array([*_correlated_pairs(thumbnails)], np.int64).reshape(-1, 2)
+    return join(names, pairs)
+
+
+def join(names: Sequence[str], pairs: Iterable[Sequence[int]] | NDArray[np.int64]) -> Groups:
+    """The connected groups of two and more names, given pairs of their indices."""
+    edges = np.asarray([*pairs], np.int64).reshape(-1, 2)
+    n = len(names)
+    graph = coo_matrix((np.ones(len(edges)), (edges[:, 0], edges[:, 1])), shape=(n, n))
+    _, component = connected_components(graph, directed=False)
+    members: dict[int, list[str]] = defaultdict(list)
+    for name, index in zip(names, component, strict=True):
+        members[int(index)].append(name)
+    return tuple(tuple(group) for group in members.values() if len(group) > 1)
+
+
+def _correlated_pairs(thumbnails: Sequence[NDArray[np.uint8]]) -> Iterator[tuple[int, int]]:
+    flat = np.stack(thumbnails).reshape(len(thumbnails), -1).astype(np.float32)
+    flat -= flat.mean(axis=1, keepdims=True)
+    flat /= np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-6)
+    for start in range(0, len(flat), _BLOCK):
+        block = flat[start : start + _BLOCK]
+        rows, columns = np.nonzero(block @ flat[start:].T >= NEAR_CORRELATION)
+        for row, column in zip(rows.tolist(), columns.tolist(), strict=True):
+            if row < column:
+                yield start + row, start + column

@@ -1,0 +1,316 @@
+"""The fingerprint: what a dataset is, measured case by case and summed up."""
+
+import dataclasses
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from iaunet.dataset import Case, MaskCoding, Problem
+from iaunet.planners.duplicates import Groups, exact_duplicates, near_duplicates
+from iaunet.planners.histogram import Histogram
+from iaunet.planners.mask_values import judge_masks
+from iaunet.planners.measures import Measurement, MeasureTask, measure_case
+from iaunet.records import to_json
+from iaunet.resample import Size
+from iaunet.storage import digest
+from iaunet.workers import map_in_processes
+
+logger = logging.getLogger(__name__)
+
+INPUT_SIZE: Size = (256, 256)
+"""(height, width) of the network's input in pixels, as in the paper."""
+
+PERCENTS = (0.5, 1.0, 5.0, 50.0, 95.0, 99.0, 99.5)
+
+MOST_WIDTHS = 200
+"""The local width is measured on at most this many cases, spread evenly."""
+
+LARGEST_NEAR_SHARE = 0.1
+"""A group of near duplicates that holds more of the cases is a look they share, not one image repeated."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Intensity:
+    """Statistics of one channel in the units of the files; ``percentiles`` are at `PERCENTS`."""
+
+    mean: float
+    sd: float
+    percentiles: tuple[float, ...]
+
+    @classmethod
+    def of(cls, histogram: Histogram) -> "Intensity":
+        """The statistics of counted pixels, nan where there are none; rounded to six digits."""
+        numbers = (histogram.mean(), histogram.sd(), *map(histogram.percentile, PERCENTS))
+        mean, sd, *percentiles = (float(f"{number:.6g}") for number in numbers)
+        return cls(mean=mean, sd=sd, percentiles=tuple(percentiles))
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelFingerprint:
+    """One label in one case: share of the pixels, components and their median equivalent diameter in native pixels,
+    and the ceiling, its Dice when taken to the input's size and back."""
+
+    share: float
+    components: int
+    diameter: float
+    ceiling: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaseFingerprint:
+    """One case. ``size`` is (height, width) in pixels, ``spacing_mm`` None when unknown; ``labels`` is None at the
+    labels the case has not; ``local_width`` is in native pixels, None where it was not measured."""
+
+    name: str
+    size: tuple[int, int]
+    spacing_mm: tuple[float, float] | None
+    channels: int
+    image_sha256: str
+    mask_sha256: str | None
+    intensity: tuple[Intensity, ...]
+    foreground: tuple[Intensity, ...]
+    labels: tuple[LabelFingerprint | None, ...]
+    local_width: float | None
+
+    @property
+    def foreground_share(self) -> float:
+        """Share of the pixels that have a label."""
+        return sum(label.share for label in self.labels if label)
+
+    @property
+    def ceiling(self) -> float | None:
+        """The mean ceiling of the labels it has, None when it has none."""
+        found = [label.ceiling for label in self.labels if label]
+        return sum(found) / len(found) if found else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fingerprint:
+    """What was measured on a dataset; holds no time, host or path.
+
+    ``depth`` is the files' pixel type. ``intensity`` and ``foreground`` are over all pixels of all cases, a channel
+    each. ``near_duplicates`` leaves out groups larger than a tenth of the cases, counted in ``shared_look``.
+    """
+
+    version: int = 1
+    channels: int
+    depth: str
+    labels: tuple[str, ...]
+    intensity: tuple[Intensity, ...]
+    foreground: tuple[Intensity, ...]
+    exact_duplicates: tuple[tuple[str, ...], ...]
+    near_duplicates: tuple[tuple[str, ...], ...]
+    shared_look: int
+    cases: tuple[CaseFingerprint, ...]
+
+    @cached_property
+    def digest(self) -> str:
+        """What names this state of the data."""
+        return digest(to_json(self))
+
+    @property
+    def sizes(self) -> NDArray[np.int64]:
+        """(height, width) of each case in pixels, [cases, 2]."""
+        return np.array([case.size for case in self.cases])
+
+    @property
+    def ceilings(self) -> NDArray[np.float64]:
+        """The ceiling of each case that has foreground."""
+        return np.array([case.ceiling for case in self.cases if case.ceiling is not None])
+
+    @property
+    def input_widths(self) -> NDArray[np.float64]:
+        """The local width at the input's size, in pixels, of the cases where it was measured."""
+        widths = []
+        for case in self.cases:
+            if case.local_width is not None:
+                scale = min(there / here for here, there in zip(case.size, INPUT_SIZE, strict=True))
+                widths.append(case.local_width * scale)
+        return np.array(widths)
+
+    @property
+    def empty_masks(self) -> int:
+        """Cases without any foreground."""
+        return sum(not any(case.labels) for case in self.cases)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A dataset read as a whole: its fingerprint, how its masks are coded, and what is notable."""
+
+    fingerprint: Fingerprint | None
+    coding: MaskCoding | None
+    problems: tuple[Problem, ...]
+    faulty: frozenset[str]
+
+
+def fingerprint_dataset(root: Path, cases: Sequence[Case], workers: int) -> Reading:
+    """Measure all cases of a dataset, each file decoded once.
+
+    Args:
+        root: What the cases' paths are relative to.
+        cases: The cases, sorted.
+        workers: Processes to use.
+
+    Returns:
+        All faults and notes together. With faults there is no fingerprint; ``faulty`` names the cases that have one.
+
+    Raises:
+        DatasetError: The masks taken together cannot be read, see `judge_masks`.
+    """
+    measurements = list(_measure(_tasks(root, cases), workers))
+    problems = [problem for measurement in measurements for problem in measurement.problems]
+    faulty = frozenset(measurement.case for measurement in measurements if measurement.problems)
+    sound = [measurement for measurement in measurements if not measurement.problems]
+    if not sound:
+        return Reading(None, None, tuple(problems), faulty)
+    problems += _mixed_images(sound)
+    faulty |= frozenset(m.case for m in sound if m.depth != _usual_depth(sound))
+    if faulty:
+        return Reading(None, None, tuple(problems), faulty)
+    coding, notes = judge_masks(sound)
+    sound = _measured_by(coding, _tasks(root, cases), sound, workers)
+    return Reading(_sum_up(sound, coding), coding, (*problems, *notes, *_notes(sound)), faulty)
+
+
+def _tasks(root: Path, cases: Sequence[Case]) -> list[MeasureTask]:
+    stride = -(-len(cases) // MOST_WIDTHS)
+    return [
+        MeasureTask(
+            case=case.name,
+            image=root / case.images[0],
+            image_file=case.images[0],
+            mask=root / case.mask if case.mask else None,
+            mask_file=case.mask,
+            input_size=INPUT_SIZE,
+            with_width=i % stride == 0,
+        )
+        for i, case in enumerate(cases)
+    ]
+
+
+def _measure(tasks: Sequence[MeasureTask], workers: int) -> Iterator[Measurement]:
+    results = map_in_processes(measure_case, tasks, workers)
+    return iter(tqdm(results, "fingerprint", len(tasks), unit=" cases", disable=None, leave=False))
+
+
+def _measured_by(
+    coding: MaskCoding, tasks: Sequence[MeasureTask], measurements: Sequence[Measurement], workers: int
+) -> list[Measurement]:
+    """The measurements by label; cases whose own values suggested another reading are measured once more."""
+    again = {m.case for m in measurements if m.read_as != coding.kind}
+    repeated = [dataclasses.replace(task, coding=coding) for task in tasks if task.case in again]
+    corrected = {m.case: m for m in _measure(repeated, workers)}
+    return [corrected.get(m.case) or _by_label(m, coding) for m in measurements]
+
+
+def _by_label(measurement: Measurement, coding: MaskCoding) -> Measurement:
+    if coding.kind != "values":
+        return measurement
+    raw = measurement.labels or {}
+    labels = {i: raw[value] for i, value in enumerate(coding.values, start=1) if value in raw}
+    return dataclasses.replace(measurement, labels=labels)
+
+
+def _usual_depth(measurements: Sequence[Measurement]) -> str:
+    depths = [m.depth for m in measurements]
+    return max(sorted(set(depths)), key=depths.count)
+
+
+def _mixed_images(measurements: Sequence[Measurement]) -> list[Problem]:
+    """Faults of images whose pixel type is not that of the others."""
+    usual = _usual_depth(measurements)
+    what = "pixels are {}, most of the data set has {}"
+    mend = "convert the images to one bit depth"
+    return [
+        Problem(level="fault", file=m.case, what=what.format(m.depth, usual), mend=mend)
+        for m in measurements
+        if m.depth != usual
+    ]
+
+
+def _notes(measurements: Sequence[Measurement]) -> list[Problem]:
+    """What the user should know though it stops nothing."""
+    notes = []
+
+    def note(cases: Sequence[str], what: str, mend: str) -> None:
+        if cases:
+            file = cases[0] if len(cases) == 1 else f"{cases[0]} and {len(cases) - 1} more"
+            notes.append(Problem(level="note", file=file, what=what, mend=mend))
+
+    channels = max(m.channels for m in measurements)
+    grey = [m.case for m in measurements if m.channels < channels]
+    note(grey, f"grey among {channels}-channel images: promoted", "nothing, if they are of one kind")
+    transparent = [m.case for m in measurements if m.has_transparency]
+    note(transparent, "transparency is left out", "nothing, unless it hides part of the image")
+    empty = [m.case for m in measurements if not m.labels]
+    note(empty, "mask is empty: kept as an image without foreground", "nothing, if there is none to see")
+    return notes
+
+
+def _sum_up(measurements: Sequence[Measurement], coding: MaskCoding) -> Fingerprint:
+    names = [m.case for m in measurements]
+    n_labels = len(coding.written)
+    channels = max(m.channels for m in measurements)
+    near = near_duplicates(names, [m.thumbnail for m in measurements if m.thumbnail is not None])
+    kept = tuple(group for group in near if len(group) <= max(2, LARGEST_NEAR_SHARE * len(names)))
+    return Fingerprint(
+        channels=channels,
+        depth=_usual_depth(measurements),
+        labels=label_names(n_labels),
+        intensity=_intensity([m.histograms for m in measurements], channels),
+        foreground=_intensity([m.foreground for m in measurements], channels),
+        exact_duplicates=exact_duplicates(names, [m.image_sha256 for m in measurements]),
+        near_duplicates=kept,
+        shared_look=_n_members(near) - _n_members(kept),
+        cases=tuple(_case_fingerprint(m, n_labels) for m in measurements),
+    )
+
+
+def label_names(n_labels: int) -> tuple[str, ...]:
+    """Names for labels that have none of their own."""
+    return ("foreground",) if n_labels == 1 else tuple(f"label_{i + 1}" for i in range(n_labels))
+
+
+def _n_members(groups: Groups) -> int:
+    return sum(map(len, groups))
+
+
+def _intensity(histograms: Sequence[tuple[Histogram, ...]], channels: int) -> tuple[Intensity, ...]:
+    """Statistics of each channel over all cases; grey images count in every channel, as they are promoted."""
+    return tuple(
+        Intensity.of(Histogram.union([planes[channel if len(planes) > 1 else 0] for planes in histograms]))
+        for channel in range(channels)
+    )
+
+
+def _case_fingerprint(measurement: Measurement, n_labels: int) -> CaseFingerprint:
+    labels = measurement.labels or {}
+    found = [labels.get(label) for label in range(1, n_labels + 1)]
+    return CaseFingerprint(
+        name=measurement.case,
+        size=measurement.size,
+        spacing_mm=None,
+        channels=measurement.channels,
+        image_sha256=measurement.image_sha256,
+        mask_sha256=measurement.mask_sha256,
+        intensity=tuple(map(Intensity.of, measurement.histograms)),
+        foreground=tuple(map(Intensity.of, measurement.foreground)) if labels else (),
+        labels=tuple(
+            label
+            and LabelFingerprint(
+                share=round(label.share, 6),
+                components=len(label.diameters),
+                diameter=float(np.median(label.diameters)),
+                ceiling=round(label.ceiling, 4),
+            )
+            for label in found
+        ),
+        local_width=measurement.local_width and round(measurement.local_width, 2),
+    )

@@ -1,0 +1,62 @@
+"""Counts of pixel values, from which every statistic of the intensities follows."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+_KEPT_MANTISSA = np.uint32(0xFFFFE000)
+"""Float values are counted with ten bits of mantissa, three significant digits, so that counts stay few."""
+
+
+@dataclass(frozen=True, eq=False)
+class Histogram:
+    """Distinct values, rising, and how often each occurs."""
+
+    values: NDArray[np.float64]
+    counts: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, pixels: NDArray[np.generic]) -> "Histogram":
+        """Count the values of any array of uint8, uint16, int32 or float32."""
+        flat = pixels.ravel()
+        if flat.dtype in (np.uint8, np.uint16):
+            counts = np.bincount(flat.astype(np.intp))
+            values = np.flatnonzero(counts)
+            return cls(values.astype(np.float64), counts[values])
+        if flat.dtype == np.float32:
+            flat = (flat.view(np.uint32) & _KEPT_MANTISSA).view(np.float32)
+        values, counts = np.unique(flat, return_counts=True)
+        return cls(values.astype(np.float64), counts)
+
+    @classmethod
+    def union(cls, parts: Sequence["Histogram"]) -> "Histogram":
+        """The histogram of all pixels of several."""
+        values, places = np.unique(np.concatenate([part.values for part in parts]), return_inverse=True)
+        weights = np.concatenate([part.counts for part in parts])
+        counts = np.zeros(len(values), np.int64)
+        np.add.at(counts, places, weights)
+        return cls(values, counts)
+
+    @property
+    def total(self) -> int:
+        """How many pixels were counted."""
+        return int(self.counts.sum())
+
+    def mean(self) -> float:
+        """The mean value, nan of nothing."""
+        return float(self.values @ self.counts / self.total) if self.total else float("nan")
+
+    def sd(self) -> float:
+        """The standard deviation (of the pixels themselves, not an estimate from a sample)."""
+        if not self.total:
+            return float("nan")
+        return float(np.sqrt((self.values - self.mean()) ** 2 @ self.counts / self.total))
+
+    def percentile(self, percent: float) -> float:
+        """The smallest value that at least ``percent`` of the pixels do not exceed."""
+        if not self.total:
+            return float("nan")
+        rank = np.searchsorted(np.cumsum(self.counts), percent / 100 * self.total)
+        return float(self.values[min(int(rank), len(self.values) - 1)])

@@ -1,0 +1,83 @@
+"""Judges what the values of all masks together mean."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+from iaunet.dataset import MaskCoding, Problem
+from iaunet.errors import DatasetError
+from iaunet.planners.measures import MOST_MASK_VALUES, Measurement
+
+RAREST_VALUE = 1e-4
+"""A value with a smaller share of all pixels is taken for noise, not for a label."""
+
+BINARY_TOLERANCE = 16
+BINARY_SHARE = 0.98
+MOST_UNNAMED_LABELS = 8
+NUMBERED_SHARE = 0.9
+"""Share of the cases whose values must number components for values to be taken for instances."""
+
+
+def judge_masks(measurements: Sequence[Measurement]) -> tuple[MaskCoding, list[Problem]]:
+    """Decide how mask values stand for labels.
+
+    Args:
+        measurements: Of all cases, by their masks' own values.
+
+    Returns:
+        The coding, and notes where it is not the plain one.
+
+    Raises:
+        DatasetError: All masks are empty, or the values fit no reading; the message shows their histogram.
+    """
+    totals: Counter[int] = Counter()
+    for measurement in measurements:
+        totals.update(measurement.mask_values or {})
+    positive = sorted(value for value in totals if value > 0)
+    pixels = totals.total()
+    if not positive:
+        raise DatasetError(
+            "all masks are empty: check that the masks are those of these images and that foreground is above 0"
+        )
+    if 0 not in totals:
+        raise DatasetError(f"no mask has background (value 0), the values are {_shares(totals)}: set it to 0")
+    if _are_instances(measurements):
+        coding = MaskCoding(kind="nonzero", values=(), written=(255,))
+        what = f"values up to {positive[-1]} number connected components: read as one label"
+        return coding, [_note(what, "give label maps if they are labels")]
+    if len(totals) <= MOST_MASK_VALUES and min(totals.values()) >= RAREST_VALUE * pixels:
+        if len(positive) > MOST_UNNAMED_LABELS:
+            raise DatasetError(
+                f"masks hold {len(positive)} labels without names ({_shares(totals)}): "
+                f"unite them to {MOST_UNNAMED_LABELS} at most, or save 0 and 255 if they are one label"
+            )
+        return MaskCoding(kind="values", values=tuple(positive), written=tuple(positive)), []
+    near_ends = sum(n for value, n in totals.items() if min(value, abs(255 - value)) <= BINARY_TOLERANCE)
+    has_foreground = sum(n for value, n in totals.items() if abs(255 - value) <= BINARY_TOLERANCE)
+    if near_ends >= BINARY_SHARE * pixels and has_foreground >= RAREST_VALUE * pixels:
+        share = near_ends / pixels
+        what = f"masks are binary with noise ({share:.1%} of pixels within 16 of 0 or 255): cut at 127"
+        note = _note(what, "save them as PNG to keep them exact")
+        return MaskCoding(kind="binary", values=(), written=(255,)), [note]
+    raise DatasetError(
+        f"mask values are neither labels nor black and white ({_shares(totals)}): "
+        "save masks as PNG with 0 for background and one value a label"
+    )
+
+
+def _are_instances(measurements: Sequence[Measurement]) -> bool:
+    """Whether the values number connected components: 1..n, a component each, with n unlike from case to case."""
+    numbered = [m for m in measurements if m.labels]
+    numbers = {len(m.labels or ()) for m in numbered if m.numbers_components}
+    n_numbered = sum(m.numbers_components for m in numbered)
+    return n_numbered >= NUMBERED_SHARE * len(numbered) and len(numbers) >= 3 and max(numbers) >= 3
+
+
+def _shares(totals: Counter[int]) -> str:
+    pixels = totals.total()
+    common = totals.most_common(6)
+    text = ", ".join(f"{value}: {n / pixels:.2%}" for value, n in sorted(common))
+    return text + (f", {len(totals) - 6} more" if len(totals) > 6 else "")
+
+
+def _note(what: str, mend: str) -> Problem:
+    return Problem(level="note", file="masks", what=what, mend=mend)

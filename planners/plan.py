@@ -1,0 +1,161 @@
+"""The plan: everything that preprocessing, training and inference must agree on, as one frozen value."""
+
+import dataclasses
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from iaunet.dataset import MaskCoding
+from iaunet.errors import NetworkError, PlanError
+from iaunet.networks import check_network
+from iaunet.planners.recipes import Recipe
+from iaunet.records import FieldError, from_json, require, to_json
+from iaunet.storage import digest, read_json, write_json
+
+PLAN_VERSION = 1
+SIDE_STEP = 16
+REPLAN = "correct it, or run iaunet_plan_and_preprocess with --replan for a new plan"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Normalisation:
+    """How intensities are normalised.
+
+    ``dataset``: minus ``mean``, divided by ``sd``, a number each channel in the units of the files. ``case``: each
+    image is clipped to its own ``percentiles`` and brought to mean 0 and sd 1. No sd is taken as less than 1e-6.
+    """
+
+    kind: Literal["dataset", "case"]
+    mean: tuple[float, ...] = ()
+    sd: tuple[float, ...] = ()
+    percentiles: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind == "dataset":
+            require(len(self.mean) > 0, "mean", self.mean, "a number for each channel")
+            require(len(self.sd) == len(self.mean), "sd", self.sd, f"{len(self.mean)} numbers, as in mean")
+            require(all(sd >= 0 for sd in self.sd), "sd", self.sd, "numbers of 0 or more")
+        if self.percentiles is not None:
+            low, high = self.percentiles
+            require(0 <= low < high <= 100, "percentiles", self.percentiles, "two rising numbers in 0 to 100")
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkPlan:
+    """A network by name, with its width (channels of the first stage), depth (stages) and options of its own."""
+
+    name: str
+    width: int
+    depth: int
+    options: dict[str, str | int | float | bool | None] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        require(1 <= self.width <= 1024, "width", self.width, "a whole number from 1 to 1024")
+        require(2 <= self.depth <= 8, "depth", self.depth, "a whole number from 2 to 8")
+        if ":" in self.name:  # a stranger's code runs only when it is built, never to check a file
+            return
+        try:
+            check_network(self.name, self.options)
+        except NetworkError as fault:
+            raise FieldError("name and options", f"do not fit: {fault}") from fault
+
+
+@dataclass(frozen=True, kw_only=True)
+class InferencePlan:
+    """``mirroring``: average over the four flips. ``thresholds``: the probability from which a label counts."""
+
+    mirroring: bool
+    thresholds: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        allowed = "probabilities between 0 and 1"
+        require(all(0 < value < 1 for value in self.thresholds), "thresholds", self.thresholds, allowed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What training and inference must agree on.
+
+    Sizes are (height, width) in pixels. ``fingerprint`` is the digest of the data it was made for. ``why`` explains
+    a field's choice by the figures behind it, ``warnings`` tells what to keep in mind. ``planned`` is the digest of
+    the plan as the planner made it: a plan edited by hand no longer has it.
+    """
+
+    version: int = PLAN_VERSION
+    planner: str
+    dataset: str
+    fingerprint: str
+    channels: int
+    labels: tuple[str, ...]
+    coding: MaskCoding
+    input_mode: Literal["resize", "letterbox"]
+    input_size: tuple[int, int]
+    normalisation: Normalisation
+    network: NetworkPlan
+    recipe: Recipe
+    inference: InferencePlan
+    split: Literal["random", "grouped"]
+    why: dict[str, str]
+    warnings: tuple[str, ...] = ()
+    planned: str = ""
+
+    def __post_init__(self) -> None:
+        require(self.version == PLAN_VERSION, "version", self.version, f"{PLAN_VERSION}, or plan again")
+        require(1 <= self.channels <= 64, "channels", self.channels, "a whole number from 1 to 64")
+        require(1 <= len(self.labels) <= 255, "labels", self.labels, "at least one name")
+        n = len(self.labels)
+        written = self.coding.written
+        require(len(written) == n, "coding.written", written, f"{n} values, one a label")
+        thresholds = self.inference.thresholds
+        require(len(thresholds) == n, "inference.thresholds", thresholds, f"{n} numbers, one a label")
+        size = self.input_size
+        sides = f"two sides from 32 to 2048 that are multiples of {SIDE_STEP}"
+        require(all(32 <= s <= 2048 and s % SIDE_STEP == 0 for s in size), "input_size", size, sides)
+        mean = self.normalisation.mean
+        if self.normalisation.kind == "dataset":
+            numbers = f"{self.channels} numbers, one a channel"
+            require(len(mean) == self.channels, "normalisation.mean", mean, numbers)
+
+    @property
+    def is_edited(self) -> bool:
+        """Whether somebody changed it since the planner made it."""
+        return self.planned != content_digest(self)
+
+    @cached_property
+    def arrays_digest(self) -> str:
+        """Names what the preprocessed arrays depend on."""
+        fields = ("fingerprint", "channels", "coding", "input_mode", "input_size", "normalisation")
+        return digest({name: to_json(getattr(self, name)) for name in fields})
+
+
+def content_digest(plan: Plan) -> str:
+    """The digest of all that a plan decides; explanations are left out."""
+    content = to_json(plan)
+    return digest({key: content[key] for key in content if key not in ("planned", "why", "warnings")})
+
+
+def parse_plan(data: Any) -> Plan:
+    """A plan from its JSON.
+
+    Raises:
+        FieldError: A field is missing, unknown or holds what it cannot; the message names it and what is allowed.
+    """
+    return from_json(Plan, data)
+
+
+def load_plan(path: Path) -> Plan:
+    """Read plan.json.
+
+    Raises:
+        PlanError: It is missing or holds what a plan cannot; the message names the field and what is allowed.
+    """
+    try:
+        return parse_plan(read_json(path, PlanError, "run iaunet_plan_and_preprocess first"))
+    except FieldError as fault:
+        raise PlanError(f"{path}: {fault}; {REPLAN}") from fault
+
+
+def save_plan(plan: Plan, path: Path) -> None:
+    """Write plan.json."""
+    write_json(path, to_json(plan))

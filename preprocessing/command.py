@@ -1,0 +1,113 @@
+"""The command ``iaunet_plan_and_preprocess``."""
+
+import argparse
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from iaunet.console import ALL_DONE, command_parser, run_command, terminating_like_interrupt
+
+logger = logging.getLogger(__name__)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command's options."""
+    from iaunet.workers import default_workers
+
+    parser = command_parser(
+        "iaunet_plan_and_preprocess",
+        "Read and check folders of images and masks, decide how to train on them, and preprocess them. The raw "
+        "folders are only read.",
+    )
+    parser.add_argument(
+        "datasets", nargs="+", metavar="DATASET", help="a folder with raw data, or a known name"
+    )
+    parser.add_argument("--images", type=Path, metavar="DIR", help="the images, if not found by themselves")
+    parser.add_argument("--masks", type=Path, metavar="DIR", help="the masks, if not found by themselves")
+    parser.add_argument(
+        "--mask_suffix",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="what ends a mask's name beyond its image's (besides _mask, _masks, _seg, _segmentation)",
+    )
+    parser.add_argument(
+        "--missing_mask",
+        choices=("error", "empty", "skip"),
+        default="error",
+        help="what an image without mask is: a fault, an image without foreground, or left out",
+    )
+    parser.add_argument(
+        "--groups",
+        metavar="CSV|REGEX|folder|none",
+        help="which cases share a patient or video: a table of case and group, a regular expression whose first "
+        "group in the case's name it is, the folders, or none (default: proposed from folders and names)",
+    )
+    parser.add_argument("--skip_faulty", action="store_true", help="leave out cases whose files have faults")
+    parser.add_argument("--planner", default="auto", metavar="auto|paper", help="who decides")
+    parser.add_argument("--width", type=int, metavar="N", help="channels of the network's first stage")
+    parser.add_argument("--folds", type=int, default=5, metavar="N", help="folds of each split")
+    parser.add_argument(
+        "--dataset_name", metavar="NAME", help="its name in the workspace (default: the folder's)"
+    )
+    parser.add_argument("--workers", type=int, default=default_workers(), metavar="N", help="processes")
+    parser.add_argument("--replan", action="store_true", help="make a new plan even if plan.json was edited")
+    parser.add_argument("--verify_only", action="store_true", help="read and check, then stop")
+    parser.add_argument(
+        "--dry_run", action="store_true", help="also plan, but write nothing but problems.csv"
+    )
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    arguments = build_parser().parse_args(argv)
+    return run_command(lambda: _run(arguments))
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from iaunet.dataset import Source
+    from iaunet.errors import DatasetError
+    from iaunet.preprocessing.preparation import Preparation, locate_dataset, prepare_dataset
+    from iaunet.preprocessing.summary import describe
+    from iaunet.workspace import open_workspace
+
+    if len(arguments.datasets) > 1 and (arguments.dataset_name or arguments.images):
+        raise DatasetError("--dataset_name and --images are for one data set at a time")
+    workspace = open_workspace(getattr(arguments, "workspace", None), os.environ)
+    source = Source(
+        root="",
+        images=_absolute(arguments.images),
+        masks=_absolute(arguments.masks),
+        mask_suffixes=tuple(arguments.mask_suffix),
+        missing_mask=arguments.missing_mask,
+        groups=_absolute_table(arguments.groups),
+        skip_faulty=arguments.skip_faulty,
+    )
+    wish = Preparation(
+        planner=arguments.planner,
+        width=arguments.width,
+        n_folds=arguments.folds,
+        workers=max(1, arguments.workers),
+        replan=arguments.replan,
+        verify_only=arguments.verify_only,
+        dry_run=arguments.dry_run,
+    )
+    with terminating_like_interrupt():
+        for dataset in arguments.datasets:
+            folder, found = locate_dataset(workspace, dataset, source, arguments.dataset_name)
+            for line in describe(prepare_dataset(folder, found, wish)):
+                logger.info("%s", line)
+    return ALL_DONE
+
+
+def _absolute(path: Path | None) -> str | None:
+    return str(path.resolve()) if path else None
+
+
+def _absolute_table(groups: str | None) -> str | None:
+    """A table's path must hold when the dataset is planned again from elsewhere."""
+    if groups and Path(groups).suffix.lower() in (".csv", ".tsv", ".txt"):
+        return str(Path(groups).resolve())
+    return groups

@@ -1,0 +1,241 @@
+"""From a folder of raw data to preprocessed arrays: the whole first stage."""
+
+import csv
+import dataclasses
+import io
+import logging
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from iaunet.dataset import Dataset, Problem, Source
+from iaunet.discovery import discover_cases
+from iaunet.errors import DatasetError, IaunetError, PlanError, WorkspaceError
+from iaunet.grouping import resolve_groups
+from iaunet.planners.fingerprint import Fingerprint, fingerprint_dataset
+from iaunet.planners.folds import N_FOLDS, Splits, load_splits, make_splits, save_splits
+from iaunet.planners.plan import Plan, load_plan, save_plan
+from iaunet.planners.planner import find_planner
+from iaunet.preprocessing.arrays import Index
+from iaunet.preprocessing.preprocess import make_index, preprocess
+from iaunet.records import to_json
+from iaunet.storage import remove_leftovers, write_json, write_text
+from iaunet.workspace import DatasetFolder, Workspace, is_path, locked
+
+logger = logging.getLogger(__name__)
+
+MOST_PROBLEMS_SHOWN = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preparation:
+    """How to prepare a dataset.
+
+    ``planner`` and ``width`` go to the plan, ``n_folds`` to the splits. ``replan`` throws away what was edited in
+    plan.json. ``verify_only`` ends after reading, ``dry_run`` after planning; neither writes more than
+    problems.csv.
+    """
+
+    planner: str = "auto"
+    width: int | None = None
+    n_folds: int = N_FOLDS
+    workers: int = 1
+    replan: bool = False
+    verify_only: bool = False
+    dry_run: bool = False
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A prepared dataset; ``index`` is None after a dry run, ``plan`` and ``splits`` also after mere reading."""
+
+    folder: DatasetFolder
+    dataset: Dataset
+    fingerprint: Fingerprint
+    plan: Plan | None = None
+    splits: Splits | None = None
+    index: Index | None = None
+
+
+def locate_dataset(
+    workspace: Workspace, dataset: str, source: Source, name: str | None
+) -> tuple[DatasetFolder, Source]:
+    """Find where a dataset is kept and where its raw data lie.
+
+    Args:
+        workspace: Where datasets are kept.
+        dataset: A folder with raw data, or a name the workspace knows.
+        source: How the user says to read it; its root is ignored.
+        name: The dataset's name in the workspace, None for the folder's own.
+
+    Raises:
+        DatasetError: The name cannot be used.
+        WorkspaceError: The name is taken by another folder's data, or unknown.
+    """
+    if not is_path(dataset) and dataset in workspace.names():
+        folder = workspace.folder(dataset)
+        return folder, _updated(folder.load_dataset().source, source)
+    if not is_path(dataset) and not Path(dataset).is_dir():
+        return workspace.find(dataset), source
+    root = Path(dataset).resolve()
+    folder = workspace.folder(_valid_name(name or root.name))
+    if folder.dataset_json.exists():
+        before = folder.load_dataset().source.root
+        if before != str(root):
+            raise WorkspaceError(
+                f"the workspace already has a data set {folder.name} from {before}: "
+                "give this one another name with --dataset_name"
+            )
+    return folder, dataclasses.replace(source, root=str(root))
+
+
+def prepare_dataset(folder: DatasetFolder, source: Source, wish: Preparation) -> Prepared:
+    """Read, check, fingerprint, plan and preprocess a dataset.
+
+    Args:
+        folder: Where the results go.
+        source: Where the raw data lie and how to read them.
+        wish: How to prepare them.
+
+    Raises:
+        IaunetError: The raw data have faults (all of them are in problems.csv), a plan or split cannot be made, or
+            the disk is full.
+    """
+    discovery = discover_cases(source)
+    logger.info("%s: %s", folder.name, discovery.understood)
+    with locked(folder.root, "preparing the data set"):
+        remove_leftovers(folder.root)
+        reading = fingerprint_dataset(Path(source.root), discovery.cases, wish.workers)
+        problems = [*discovery.problems, *reading.problems]
+        _report(problems, folder.problems_csv)
+        faults = [problem for problem in problems if problem.level == "fault"]
+        if source.skip_faulty and faults:
+            source_cases = tuple(case for case in discovery.cases if case.name not in reading.faulty)
+            logger.info("left out: %d cases with faults", len(discovery.cases) - len(source_cases))
+            reading = fingerprint_dataset(Path(source.root), source_cases, wish.workers)
+        else:
+            source_cases = discovery.cases
+            _refuse(faults, folder)
+        if reading.fingerprint is None or reading.coding is None:
+            raise DatasetError(f"no case of {source.root} can be used: see {folder.problems_csv}")
+        grouping = resolve_groups([case.name for case in source_cases], source.groups)
+        dataset = Dataset(
+            name=folder.name,
+            source=source,
+            understood=discovery.understood,
+            labels=reading.fingerprint.labels,
+            coding=reading.coding,
+            cases=source_cases,
+            groups=dict(grouping.groups),
+            groups_from=grouping.source,
+        )
+        if wish.verify_only:
+            return Prepared(folder, dataset, reading.fingerprint)
+        return _plan_and_preprocess(folder, dataset, reading.fingerprint, wish)
+
+
+def _plan_and_preprocess(
+    folder: DatasetFolder, dataset: Dataset, fingerprint: Fingerprint, wish: Preparation
+) -> Prepared:
+    plan = find_planner(wish.planner).plan(dataset, fingerprint, wish.width)
+    splits = make_splits(
+        fingerprint, dataset.groups, wish.n_folds, _known_folds(folder, dataset, wish.n_folds)
+    )
+    if not wish.replan:
+        plan = _edited_plan(folder, fingerprint) or plan
+    if wish.dry_run:
+        return Prepared(folder, dataset, fingerprint, plan, splits, None)
+    make_index(fingerprint, plan)
+    write_json(folder.fingerprint_json, to_json(fingerprint))
+    save_plan(plan, folder.plan_json)
+    save_splits(splits, folder.splits_json)
+    write_json(folder.dataset_json, to_json(dataset))
+    index = preprocess(dataset, fingerprint, plan, folder.preprocessed, wish.workers)
+    return Prepared(folder, dataset, fingerprint, plan, splits, index)
+
+
+def _edited_plan(folder: DatasetFolder, fingerprint: Fingerprint) -> Plan | None:
+    """The plan on disk if the user edited it: their work is kept.
+
+    Raises:
+        PlanError: It was edited to what it cannot be, or made for data that have changed since.
+    """
+    if not folder.plan_json.exists():
+        return None
+    plan = load_plan(folder.plan_json)
+    if not plan.is_edited:
+        return None
+    if plan.fingerprint != fingerprint.digest:
+        raise PlanError(
+            f"{folder.plan_json} was edited by hand for data that have changed since: "
+            "use --replan for a new plan, then edit it again"
+        )
+    logger.info("plan.json was edited by hand and is kept (--replan makes a new one)")
+    return plan
+
+
+def _known_folds(
+    folder: DatasetFolder, dataset: Dataset, n_folds: int
+) -> dict[str, list[tuple[str, ...]]] | None:
+    """The folds of an earlier planning, so that known cases keep theirs; not if their groups have changed."""
+    if not (folder.splits_json.exists() and folder.dataset_json.exists()):
+        return None
+    try:
+        before = folder.load_dataset()
+        splits = load_splits(folder.splits_json)
+    except IaunetError:
+        return None
+    known = {case.name for case in before.cases} & {case.name for case in dataset.cases}
+    kept = {name: dataset.groups.get(name) for name in known} == {
+        name: before.groups.get(name) for name in known
+    }
+    return {
+        name: [fold.validation for fold in split.folds]
+        for name, split in splits.splits.items()
+        if len(split.folds) == n_folds and (kept or name == "random")
+    }
+
+
+def _updated(before: Source, wish: Source) -> Source:
+    """An earlier source with what the user now says otherwise."""
+    default = Source(root="")
+    changed = {
+        field.name: getattr(wish, field.name)
+        for field in dataclasses.fields(Source)
+        if field.name != "root" and getattr(wish, field.name) != getattr(default, field.name)
+    }
+    return dataclasses.replace(before, **changed)
+
+
+def _valid_name(name: str) -> str:
+    if not re.fullmatch(r"[^\W_][\w .+-]{0,99}", name):
+        raise DatasetError(
+            f"{name!r} cannot be a data set's name: give --dataset_name with letters, digits, '_', '-', '.', '+'"
+        )
+    return name
+
+
+def _report(problems: Sequence[Problem], path: Path) -> None:
+    """Write all problems, a row each, and show the first."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["level", "file", "what is wrong", "what to do"])
+    writer.writerows([p.level, p.file, p.what, p.mend] for p in problems)
+    write_text(path, text.getvalue())
+    for problem in problems[:MOST_PROBLEMS_SHOWN]:
+        logger.info("%s: %s: %s: %s", problem.level, problem.file, problem.what, problem.mend)
+    if len(problems) > MOST_PROBLEMS_SHOWN:
+        logger.info("... %d more in %s", len(problems) - MOST_PROBLEMS_SHOWN, path)
+
+
+def _refuse(faults: Sequence[Problem], folder: DatasetFolder) -> None:
+    if not faults:
+        return
+    first = faults[0]
+    if len(faults) == 1:
+        raise DatasetError(f"{first.file}: {first.what}: {first.mend} (or leave it out with --skip_faulty)")
+    raise DatasetError(
+        f"{len(faults)} faults, all in {folder.problems_csv}; the first: {first.file}: {first.what}: {first.mend} "
+        "(--skip_faulty leaves such cases out)"
+    )

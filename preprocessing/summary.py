@@ -1,0 +1,81 @@
+"""Tells in words what was read, decided and written."""
+
+from collections import Counter
+
+import numpy as np
+
+from iaunet.planners.folds import Splits
+from iaunet.planners.plan import Plan
+from iaunet.preprocessing.arrays import Index
+from iaunet.preprocessing.preparation import Prepared
+from iaunet.preprocessing.preprocess import make_index
+
+
+def describe(prepared: Prepared) -> list[str]:
+    """The lines that tell about a prepared dataset: its data, its plan with the reasons, its files, what is next."""
+    lines = _describe_data(prepared)
+    if prepared.plan is None or prepared.splits is None:
+        return [*lines, "checked; nothing was planned (--verify_only)"]
+    lines += _describe_plan(prepared.plan)
+    lines += _describe_splits(prepared.splits)
+    index = prepared.index or make_index(prepared.fingerprint, prepared.plan)
+    lines.append(f"arrays     {_describe_arrays(index)}")
+    if prepared.index is None:
+        return [*lines, "nothing was written (--dry_run)"]
+    lines += [
+        f"written    {prepared.folder.root}",
+        f"next       iaunet_train {prepared.folder.name} 0 (one fold) or iaunet_train {prepared.folder.name} cv (all)",
+    ]
+    return lines
+
+
+def _describe_data(prepared: Prepared) -> list[str]:
+    fingerprint, dataset = prepared.fingerprint, prepared.dataset
+    shares = [case.foreground_share for case in fingerprint.cases]
+    sizes = Counter(case.size for case in fingerprint.cases)
+    (height, width), n_usual = sizes.most_common(1)[0]
+    n_groups = len(set(dataset.groups.values()))
+    duplicates = sum(len(group) - 1 for group in fingerprint.exact_duplicates)
+    near = sum(map(len, fingerprint.near_duplicates))
+    ceiling = np.median(fingerprint.ceilings) if len(fingerprint.ceilings) else float("nan")
+    return [
+        f"cases      {len(fingerprint.cases)}, {len(sizes)} sizes, most often {height} x {width} ({n_usual})",
+        f"pixels     {fingerprint.channels} channels, {fingerprint.depth}",
+        f"labels     {', '.join(fingerprint.labels)}; foreground {np.median(shares):.1%} of an image (median), "
+        f"{fingerprint.empty_masks} empty masks",
+        f"groups     {n_groups or 'none'} ({dataset.groups_from})",
+        f"duplicates {duplicates} exact copies, {near} cases nearly equal to another",
+        f"ceiling    median Dice {ceiling:.3f} for masks taken to the network's size and back",
+    ]
+
+
+def _describe_plan(plan: Plan) -> list[str]:
+    network, recipe = plan.network, plan.recipe
+    options = ", ".join(f"{key} {value}" for key, value in network.options.items())
+    height, width = plan.input_size
+    choices = {
+        "input_mode": f"{plan.input_mode} to {height} x {width}",
+        "normalisation": f"by {plan.normalisation.kind}",
+        "network": f"{network.name}, width {network.width}, depth {network.depth} ({options})",
+        "recipe": f"{recipe.name}, {recipe.epochs} epochs, batch {recipe.batch_size}, lr {recipe.lr:g}",
+        "inference": f"mirroring {'on' if plan.inference.mirroring else 'off'}",
+        "split": plan.split,
+    }
+    lines = [f"plan       by planner {plan.planner}"]
+    for field, choice in choices.items():
+        lines += [f"  {field:13} {choice}", f"  {'':13}   because: {plan.why.get(field, 'edited by hand')}"]
+    return lines + [f"warning    {warning}" for warning in plan.warnings]
+
+
+def _describe_splits(splits: Splits) -> list[str]:
+    lines = []
+    for name, split in splits.splits.items():
+        sizes = ", ".join(str(len(fold.validation)) for fold in split.folds)
+        lines.append(
+            f"folds      {name}: {sizes} cases held out{f' ({split.inflated})' if split.inflated else ''}"
+        )
+    return lines + [f"folds      {name}: not made: {why}" for name, why in splits.missing.items()]
+
+
+def _describe_arrays(index: Index) -> str:
+    return f"{len(index.rows)} rows, {index.n_bytes / 1e6:,.0f} MB"

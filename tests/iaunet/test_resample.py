@@ -1,0 +1,179 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from iaunet.resample import ceiling_dice, one_hot, resize_image, resize_mask, resize_probabilities
+
+SIDES = st.integers(1, 60)
+SIZES = st.tuples(SIDES, SIDES)
+SEEDS = st.integers(0, 2**32 - 1)
+
+
+def triangle_weights(length, target):
+    """Anti-aliased bilinear weights (target, length) from the textbook: triangles at half-pixel centres."""
+    scale = length / target
+    centres = (np.arange(target) + 0.5) * scale
+    distance = np.abs(np.arange(length) + 0.5 - centres[:, None]) / max(scale, 1)
+    weights = np.clip(1 - distance, 0, None)
+    return weights / weights.sum(axis=1, keepdims=True)
+
+
+def resize_by_the_textbook(planes, size):
+    down, across = (triangle_weights(*sides) for sides in zip(planes.shape[1:], size, strict=True))
+    return down @ planes.astype(np.float64) @ across.T
+
+
+def random_mask(seed, size, values):
+    return np.random.default_rng(seed).choice(np.array(values, np.uint8), size)
+
+
+@settings(deadline=None)
+@given(SEEDS, SIZES, SIZES, st.sampled_from(["uint16", "int16", "float32", "float64"]))
+def test_images_are_resized_as_the_textbook_says(seed, size, target, dtype):
+    image = (np.random.default_rng(seed).random((2, *size)) * 1000).astype(dtype)
+
+    resized = resize_image(image, target)
+
+    assert resized.shape == (2, *target)
+    assert resized.dtype == np.float32
+    np.testing.assert_allclose(resized, resize_by_the_textbook(image, target), atol=2e-3)
+
+
+@settings(deadline=None)
+@given(SEEDS, SIZES, SIZES, st.integers(1, 4))
+def test_8_bit_images_are_within_one_of_the_float_result(seed, size, target, channels):
+    image = np.random.default_rng(seed).integers(0, 256, (channels, *size), dtype=np.uint8)
+
+    resized = resize_image(image, target)
+
+    assert resized.dtype == np.float32
+    np.testing.assert_allclose(resized, resize_image(image.astype(np.float32), target), atol=1.01)
+
+
+@given(SIZES, SIZES, st.sampled_from(["uint8", "uint16", "float32"]), st.integers(0, 255))
+def test_a_constant_image_stays_constant(size, target, dtype, value):
+    np.testing.assert_allclose(resize_image(np.full((1, *size), value, dtype), target), value, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
+def test_an_image_of_another_memory_order_is_resized_alike(dtype):
+    rows_last = np.random.default_rng(0).integers(0, 256, (12, 9, 3)).astype(dtype)
+    image = rows_last.transpose(2, 0, 1)
+
+    np.testing.assert_array_equal(resize_image(image, (5, 7)), resize_image(image.copy(), (5, 7)))
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
+def test_the_same_size_is_an_exact_copy(dtype):
+    image = np.random.default_rng(0).integers(0, 256, (3, 8, 9)).astype(dtype)
+    mask = random_mask(0, (8, 9), range(4))
+
+    same_image, same_mask = resize_image(image, (8, 9)), resize_mask(mask, (8, 9))
+
+    np.testing.assert_array_equal(same_image, image)
+    np.testing.assert_array_equal(same_mask, mask)
+    assert not np.shares_memory(same_image, image)
+    assert not np.shares_memory(same_mask, mask)
+
+
+@pytest.mark.parametrize("resize", [resize_image, resize_probabilities])
+@pytest.mark.parametrize("size", [(0, 5), (5, 0)])
+def test_a_size_without_pixels_is_refused(resize, size):
+    with pytest.raises(ValueError, match="must be > 0"):
+        resize(np.ones((1, 4, 4), np.float32), size)
+
+
+@settings(deadline=None)
+@given(SEEDS, SIZES, SIZES)
+def test_probabilities_stay_between_their_extremes(seed, size, target):
+    probabilities = np.random.default_rng(seed).random((2, *size), np.float32).round()
+
+    resized = resize_probabilities(probabilities, target)
+
+    assert resized.dtype == np.float32
+    assert probabilities.min() <= resized.min()
+    assert resized.max() <= probabilities.max()
+
+
+@settings(deadline=None)
+@given(SEEDS, SIZES, SIZES, st.sampled_from([(0, 1), (0, 255), (0, 1, 2, 3), (3, 7, 9), (5,), (0,)]))
+def test_a_pixel_of_a_resized_mask_has_a_label_that_covers_most_of_it(seed, size, target, values):
+    mask = random_mask(seed, size, values)
+
+    resized = resize_mask(mask, target)
+
+    coverage = {value: resize_by_the_textbook((mask == value)[None], target)[0] for value in values}
+    assert set(np.unique(resized)) <= set(values)
+    for value in values:
+        most = np.max(list(coverage.values()), axis=0)
+        assert np.all(coverage[value][resized == value] >= most[resized == value] - 3e-6)
+
+
+@settings(deadline=None)
+@given(SEEDS, SIZES, SIZES, st.sampled_from([1, 255]))
+def test_a_binary_mask_is_its_coverage_of_a_half_or_more(seed, size, target, value):
+    mask = random_mask(seed, size, (0, value))
+
+    coverage = resize_by_the_textbook((mask == value)[None], target)[0]
+
+    np.testing.assert_array_equal(resize_mask(mask, target), np.where(coverage >= 0.5 - 1e-6, value, 0))
+
+
+def test_ties_go_to_the_lowest_label_and_to_the_background_last():
+    assert resize_mask(np.array([[7, 3]], np.uint8), (1, 1)) == 3
+    assert resize_mask(np.array([[0, 9]], np.uint8), (1, 1)) == 9
+    assert resize_mask(np.array([[0, 5], [8, 2]], np.uint8), (1, 1)) == 2
+
+
+@settings(deadline=None)
+@given(SEEDS, SIZES, SIZES, st.sampled_from([0, 1]))
+def test_masks_and_flips_commute(seed, size, target, axis):
+    mask = random_mask(seed, size, range(4))
+
+    flipped = resize_mask(np.flip(mask, axis), target)
+
+    np.testing.assert_array_equal(flipped, np.flip(resize_mask(mask, target), axis))
+
+
+def test_one_hot_maps_each_label_to_its_own_plane():
+    maps = one_hot(np.array([[0, 2], [5, 2]], np.uint8), [2, 5, 6])
+
+    np.testing.assert_array_equal(maps, [[[0, 1], [0, 1]], [[0, 0], [1, 0]], [[0, 0], [0, 0]]])
+
+
+def disc(side, radius):
+    rows, columns = np.mgrid[:side, :side] - (side - 1) / 2
+    return (rows**2 + columns**2 <= radius**2).astype(np.uint8)
+
+
+def test_the_ceiling_is_one_at_the_same_size_and_for_absent_labels():
+    mask = random_mask(0, (20, 30), range(4))
+
+    assert ceiling_dice(mask, (20, 30), [1, 2, 3, 4]) == {1: 1, 2: 1, 3: 1, 4: 1}
+
+
+def test_the_ceiling_is_high_for_a_large_disc_and_falls_with_the_size():
+    mask = disc(200, 60) * 255
+
+    dices = [ceiling_dice(mask, (side, side), [255])[255] for side in (100, 50, 25, 12)]
+
+    assert dices[0] > 0.99
+    assert dices == sorted(dices, reverse=True)
+
+
+def test_the_ceiling_of_lines_that_the_size_cannot_hold_is_zero():
+    mask = np.zeros((256, 256), np.uint8)
+    mask[::16] = 1
+
+    assert ceiling_dice(mask, (64, 64), [1]) == {1: 0}
+
+
+def test_the_ceiling_takes_soft_coverage_down_and_soft_maps_up():
+    mask = disc(40, 13)
+
+    small = resize_by_the_textbook(mask[None], (9, 7)) >= 0.5
+    back = resize_by_the_textbook(small, (40, 40))[0] >= 0.5
+    dice = 2 * (back & (mask == 1)).sum() / (back.sum() + mask.sum())
+
+    assert ceiling_dice(mask, (9, 7), [1])[1] == pytest.approx(dice)
