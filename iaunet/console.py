@@ -35,22 +35,23 @@ def _underscored(token: str) -> str:
     return f"--{name.replace('-', '_')}{equals}{value}"
 
 
-def command_parser(name: str, description: str) -> argparse.ArgumentParser:
-    """A parser with the option every command has, ``--workspace``."""
+def command_parser(name: str, description: str, workspace: bool = True) -> argparse.ArgumentParser:
+    """A parser with the option every command has that uses the ``workspace``."""
     parser = _Parser(
         prog=name,
         description=description,
         allow_abbrev=False,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument(
-        "--workspace",
-        type=Path,
-        metavar="DIR",
-        default=argparse.SUPPRESS,
-        help="where datasets, plans and runs are kept (default: $IAUNET_WORKSPACE, "
-        "or the nearest iaunet_workspace from here upwards, or a new one here)",
-    )
+    if workspace:
+        parser.add_argument(
+            "--workspace",
+            type=Path,
+            metavar="DIR",
+            default=argparse.SUPPRESS,
+            help="where datasets, plans and runs are kept (default: $IAUNET_WORKSPACE, "
+            "or the nearest iaunet_workspace from here upwards, or a new one here)",
+        )
     return parser
 
 

@@ -43,12 +43,15 @@ class MaskCoding:
     written: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        require(
-            all(0 < value <= 65535 for value in self.written) and len(self.written) > 0,
-            "written",
-            self.written,
-            "a value from 1 to 65535 for each label",
-        )
+        n = len(self.written)
+        fits = n > 0 and len({*self.written}) == n and all(0 < value <= 65535 for value in self.written)
+        require(fits, "written", self.written, "a different value from 1 to 65535 for each label")
+        if self.kind == "values":
+            fits = len({*self.values} - {0}) == len(self.values) == n
+            require(fits, "values", self.values, f"{n} different values other than 0, a label each")
+        else:
+            require(n == 1, "written", self.written, f"one value, as {self.kind} masks have one label")
+            require(not self.values, "values", self.values, f"none, as {self.kind} masks have one label")
 
     def encode(self, raw: NDArray[np.integer]) -> NDArray[np.uint8]:
         """Turn raw mask values [height, width] into labels 0..n, uint8.

@@ -42,10 +42,15 @@ class Discovery:
 
 @dataclass(frozen=True)
 class _Found:
-    """A file with the role its place or name gives it; ``key`` is what image and mask have in common."""
+    """A file with the role its place or name gives it.
+
+    ``key`` is its path without folders of images or masks and without ending, ``bare`` also without a mask's suffix:
+    one of the two is what image and mask have in common.
+    """
 
     path: Path
     key: str
+    bare: str
     role: Literal["image", "mask", "unknown"]
 
 
@@ -67,13 +72,19 @@ def discover_cases(source: Source) -> Discovery:
         raise DatasetError("--images and --masks belong together: give both or neither")
     if source.images is not None and source.masks is not None:
         images, masks = Path(source.images), Path(source.masks)
-        files = [*_walk(images, suffixes, role="image"), *_walk(masks, suffixes, role="mask")]
+        if images == masks:
+            raise DatasetError("--images and --masks are one folder: leave both away if it holds both")
+        files = [file for file in _walk(images, suffixes, role="image") if not file.path.is_relative_to(masks)]
+        files += _walk(masks, suffixes, role="mask")
         understood = f"images in {images}, masks in {masks}"
     else:
         files = list(_walk(root, suffixes))
         understood = _describe_layout(root, files)
-    image_files = _by_key(_images_of(files))
-    mask_files = _by_key(_masks_of(files))
+    image_list, mask_list = _tell_apart(files)
+    image_files = _by_key((file.key, file.path) for file in image_list)
+    mask_files = _by_key(
+        (file.key if file.key in image_files else file.bare, file.path) for file in mask_list
+    )
     _require_both(root, image_files, mask_files, source.missing_mask)
     cases, problems = _pair(root, image_files, mask_files, source.missing_mask)
     return Discovery(cases, tuple(problems), f"{len(cases)} cases: {understood}")
@@ -94,10 +105,14 @@ def _list_files(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise DatasetError(f"{folder} is a file: give the folder that holds it")
     found = []
-    for parent, folders, files in os.walk(folder):
+    for parent, folders, files in os.walk(folder, onerror=_refuse_folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
         found += [Path(parent) / name for name in files if not name.startswith(".")]
     return sorted(found, key=lambda path: path.as_posix())
+
+
+def _refuse_folder(fault: OSError) -> None:
+    raise DatasetError(f"{fault.filename} cannot be read ({fault.strerror}): mend its permissions") from fault
 
 
 def _walk(
@@ -115,12 +130,10 @@ def _walk(
         found_role, parts = (role, parts) if role else _role_by_folder(parts)
         if found_role is None:
             continue
-        name = parts[-1]
-        if found_role != "image":
-            stripped = _without_suffix(name, suffixes)
-            if stripped != name:
-                found_role, name = "mask", stripped
-        yield _Found(path, "/".join((*parts[:-1], name)), found_role)
+        bare = parts[-1] if found_role == "image" else _without_suffix(parts[-1], suffixes)
+        if bare != parts[-1]:
+            found_role = "mask"
+        yield _Found(path, "/".join(parts), "/".join((*parts[:-1], bare)), found_role)
 
 
 def _role_by_folder(
@@ -146,25 +159,18 @@ def _without_suffix(name: str, suffixes: Sequence[str]) -> str:
     return name
 
 
-def _images_of(files: Iterable[_Found]) -> list[_Found]:
-    """The files in image folders; without such folders, those that are no masks."""
-    files = list(files)
+def _tell_apart(files: Sequence[_Found]) -> tuple[list[_Found], list[_Found]]:
+    """The images and the masks: by folder and suffix, and where these tell nothing, by ending."""
     images = [file for file in files if file.role == "image"]
-    if images:
-        return images
+    masks = [file for file in files if file.role == "mask"]
     unknown = [file for file in files if file.role == "unknown"]
+    if images or masks:
+        return images or unknown, masks
     endings = defaultdict(set)
     for file in unknown:
         endings[file.key].add(file.path.suffix.lower())
-    return [file for file in unknown if not _is_mask_by_ending(file, endings[file.key])]
-
-
-def _masks_of(files: Iterable[_Found]) -> list[_Found]:
-    """The files that are masks by folder or suffix; without any, the PNGs beside an image of another ending."""
-    files = list(files)
-    masks = [file for file in files if file.role == "mask"]
-    images = set(_images_of(files))
-    return masks or [file for file in files if file.role == "unknown" and file not in images]
+    by_ending = {file for file in unknown if _is_mask_by_ending(file, endings[file.key])}
+    return [file for file in unknown if file not in by_ending], [file for file in unknown if file in by_ending]
 
 
 def _is_mask_by_ending(file: _Found, endings: set[str]) -> bool:
@@ -172,10 +178,10 @@ def _is_mask_by_ending(file: _Found, endings: set[str]) -> bool:
     return len(endings) == 2 and file.path.suffix.lower() == ".png"
 
 
-def _by_key(files: Iterable[_Found]) -> dict[str, list[Path]]:
+def _by_key(files: Iterable[tuple[str, Path]]) -> dict[str, list[Path]]:
     found: dict[str, list[Path]] = defaultdict(list)
-    for file in files:
-        found[file.key].append(file.path)
+    for key, path in files:
+        found[key].append(path)
     return dict(found)
 
 
@@ -194,6 +200,12 @@ def _require_both(
             f"{root} holds {len(images)} images and no masks: put the masks in a folder 'masks' beside 'images', "
             f"end their names in {', '.join(MASK_SUFFIXES)}, or give --images DIR --masks DIR"
         )
+    if masks and not images.keys() & masks.keys():
+        raise DatasetError(
+            f"{root} holds {len(images)} images and {len(masks)} masks, no two of one name (the first are "
+            f"{min(images, key=natural_order)} and {min(masks, key=natural_order)}): name each mask as its image, "
+            "or give --mask_suffix TEXT or --images DIR --masks DIR"
+        )
 
 
 def _pair(
@@ -205,40 +217,29 @@ def _pair(
     cases: list[Case] = []
     problems: list[Problem] = []
 
-    def relative(path: Path) -> str:
-        return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()
+    def report(level: Literal["fault", "note"], path: Path, what: str, mend: str) -> None:
+        problems.append(Problem(level=level, file=_relative(path, root), what=what, mend=mend))
 
     for key in sorted(images, key=natural_order):
-        image, *copies = images[key]
-        mask, *more = masks.get(key, [None])
+        (image, *copies), (mask, *more) = images[key], masks.get(key, [None])
         for path in copies:
-            problems.append(
-                _fault(relative(path), f"has the name of {relative(image)}", "rename one of them")
-            )
-        for path in more:
-            problems.append(
-                _fault(
-                    relative(path or image), "is a second mask of its image", "unite the masks in one file"
-                )
-            )
+            report("fault", path, f"has the name of {_relative(image, root)}", "rename one of them")
+        for path in filter(None, more):
+            report("fault", path, "is a second mask of its image", "unite the masks in one file")
         if mask is None and missing_mask == "error":
-            mend = "add the mask, or use --missing_mask empty|skip"
-            problems.append(_fault(relative(image), "has no mask", mend))
-        elif mask is not None or missing_mask == "empty":
-            cases.append(Case(name=key, images=(relative(image),), mask=mask and relative(mask)))
+            report("fault", image, "has no mask", "add the mask, or use --missing_mask empty|skip")
+        elif not (copies or more) and (mask is not None or missing_mask == "empty"):
+            mask_file = _relative(mask, root) if mask else None
+            cases.append(Case(name=key, images=(_relative(image, root),), mask=mask_file))
     for key in sorted(masks.keys() - images.keys(), key=natural_order):
         for path in masks[key]:
             mend = "give the image the same name, or remove the mask"
-            problems.append(
-                Problem(
-                    level="note", file=relative(path), what="mask has no image and is left out", mend=mend
-                )
-            )
+            report("note", path, "mask has no image and is left out", mend)
     return tuple(cases), problems
 
 
-def _fault(file: str, what: str, mend: str) -> Problem:
-    return Problem(level="fault", file=file, what=what, mend=mend)
+def _relative(path: Path, root: Path) -> str:
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()
 
 
 def natural_order(name: str) -> list[tuple[int, int, str]]:

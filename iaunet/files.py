@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import struct
+import warnings
 import zlib
 from pathlib import Path
 
@@ -102,7 +103,7 @@ def decode_image(data: bytes) -> RawImage:
     if image.mode in _GREY_MODES:
         pixels = _plane(image)[None]
     else:
-        pixels = np.ascontiguousarray(np.moveaxis(_pixels(image.convert("RGB")), 2, 0))
+        pixels = np.ascontiguousarray(np.moveaxis(_pixels(image, "RGB"), 2, 0))
     if pixels.dtype == np.float32 and not np.isfinite(pixels).all():
         raise FileError("holds nan or infinite values", "replace them, with 0 for instance")
     return RawImage(pixels, transparent)
@@ -122,18 +123,19 @@ def decode_mask(data: bytes) -> NDArray[np.integer]:
     """
     image = _open(data)
     if image.mode == "P":
-        return _pixels(image)
+        return _pixels(image, "P")  # type: ignore[return-value]
     if image.mode in _GREY_MODES:
         values = _plane(image)
     else:
-        colours = _pixels(image.convert("RGB"))
+        colours = _pixels(image, "RGB")
         values = np.ascontiguousarray(colours[..., 0])
         if not (colours == values[..., None]).all():
             raise FileError(
                 "mask holds colours", "save it with one channel, 0 for background and a value for each label"
             )
     if values.dtype == np.float32:
-        whole = values.astype(np.int32)
+        with np.errstate(invalid="ignore"):  # nan and infinity become some number, which differs
+            whole = values.astype(np.int32)
         if not np.array_equal(whole, values):
             raise FileError("mask holds values that are not whole numbers", "save it with whole values")
         return whole
@@ -187,12 +189,14 @@ def to_channels(pixels: NDArray[np.generic], channels: int) -> NDArray[np.generi
 def _open(data: bytes) -> Image.Image:
     """Open and decode one page in its displayed orientation, with every fault of the decoder named."""
     try:
-        image = Image.open(io.BytesIO(data), formats=sorted(set(FORMATS.values())))
-    except (DecompressionBombError, DecompressionBombWarning) as fault:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DecompressionBombWarning)  # that limit is half of ours
+            image = Image.open(io.BytesIO(data), formats=sorted(set(FORMATS.values())))
+    except DecompressionBombError as fault:
         raise _too_large("more pixels") from fault
     except UnidentifiedImageError as fault:
         raise FileError(
-            "is not a PNG, JPEG, BMP or TIFF image, whatever its name says",
+            "is not a readable PNG, JPEG, BMP or TIFF image, whatever its name says",
             "remove it or save it again as PNG",
         ) from fault
     except _DECODER_FAULTS as fault:
@@ -202,7 +206,7 @@ def _open(data: bytes) -> Image.Image:
         raise _too_large(f"{height} x {width} pixels, more")
     try:
         pages = getattr(image, "n_frames", 1)
-        if pages > 1:
+        if pages > 1 and image.format != "MPO":  # a JPEG whose further pages are previews
             raise FileError(f"holds {pages} pages", "save each page as an image of its own")
         image.load()
         return ImageOps.exif_transpose(image)
@@ -230,9 +234,7 @@ def _is_transparent(image: Image.Image) -> bool:
 
 def _plane(image: Image.Image) -> NDArray[np.generic]:
     """The pixels [height, width] of a grey image."""
-    if image.mode in ("1", "LA", "La"):
-        image = image.convert("L")
-    plane = _pixels(image)
+    plane = _pixels(image, "L" if image.mode in ("1", "LA", "La") else image.mode)
     if plane.dtype.byteorder == ">":
         plane = plane.astype(plane.dtype.newbyteorder("="))
     if plane.dtype == np.int32 and plane.min() >= 0 and plane.max() <= 65535:
@@ -240,8 +242,8 @@ def _plane(image: Image.Image) -> NDArray[np.generic]:
     return plane
 
 
-def _pixels(image: Image.Image) -> NDArray[np.generic]:
+def _pixels(image: Image.Image, mode: str) -> NDArray[np.generic]:
     try:
-        return np.asarray(image)
+        return np.asarray(image if image.mode == mode else image.convert(mode))
     except _DECODER_FAULTS as fault:
         raise _damaged(fault) from fault

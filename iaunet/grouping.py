@@ -78,21 +78,31 @@ def _by_expression(names: Sequence[str], expression: str) -> dict[str, str]:
     found = {}
     for name in names:
         match = pattern.search(name)
-        if match is None:
+        group = match and match[1 if pattern.groups else 0]
+        if not group:
             raise DatasetError(
-                f"--groups {expression} does not match the case {name}: widen it, or give a CSV"
+                f"--groups {expression} finds no group in the case {name}: widen it, or give a CSV"
             )
-        found[name] = match[1] if pattern.groups else match[0]
+        found[name] = group
     return found
 
 
 def _by_table(names: Sequence[str], path: Path) -> dict[str, str]:
     lines = read_text(path, DatasetError, "give a CSV with a case and its group a line").splitlines()
     separator = "\t" if lines and "\t" in lines[0] else ";" if lines and ";" in lines[0] else ","
-    rows = [row for row in csv.reader(lines, delimiter=separator) if any(cell.strip() for cell in row)]
+    try:
+        rows = [row for row in csv.reader(lines, delimiter=separator) if any(cell.strip() for cell in row)]
+    except csv.Error as fault:
+        raise DatasetError(f"{path} is no CSV ({fault}): give a case and its group a line") from fault
     if any(len(row) < 2 for row in rows):
         raise DatasetError(f"{path} has lines with one column: give a case and its group a line")
-    table = {_without_ending(row[0].strip()): row[1].strip() for row in rows}
+    table: dict[str, str] = {}
+    for case, group, *_ in rows:
+        for name in {case.strip(), _without_ending(case.strip())}:
+            if table.setdefault(name, group.strip()) != group.strip():
+                raise DatasetError(
+                    f"{path} gives {name} the groups {table[name]} and {group.strip()}: keep one of the lines"
+                )
     found = {name: table.get(name, table.get(PurePosixPath(name).name)) for name in names}
     missing = [name for name, group in found.items() if not group]
     if missing:

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+import sys
 import types
 import typing
 from collections.abc import Mapping
@@ -13,6 +14,8 @@ from iaunet.errors import IaunetError
 from iaunet.storage import read_json
 
 Record = TypeVar("Record")
+
+_IN_WORDS = {str: "a text in quotes", int: "a whole number", float: "a number", bool: "true or false"}
 
 
 class FieldError(IaunetError):
@@ -27,6 +30,9 @@ class FieldError(IaunetError):
         super().__init__(f"{field} {problem}")
         self.field = field
         self.problem = problem
+
+    def __reduce__(self) -> tuple[type["FieldError"], tuple[str, str]]:
+        return type(self), (self.field, self.problem)
 
     def inside(self, outer: str) -> "FieldError":
         """The same fault, seen from the record that holds this one in its field ``outer``."""
@@ -133,11 +139,13 @@ def _parse_union(hint: Any, value: Any, name: str) -> Any:
     choices = typing.get_args(hint)
     if value is None and type(None) in choices:
         return None
-    others = [choice for choice in choices if choice is not type(None)]
-    for choice in others[:-1]:
-        if isinstance(choice, type) and type(value) is choice:
-            return _parse(choice, value, name)
-    return _parse(others[-1], value, name)
+    if type(value) in choices:
+        return _parse(type(value), value, name)
+    structured = [choice for choice in choices if choice not in (*_IN_WORDS, type(None))]
+    plain = [choice for choice in choices if choice in _IN_WORDS]
+    if structured or len(plain) == 1:
+        return _parse((structured or plain)[-1], value, name)
+    raise FieldError(name, f"is {_shortened(value)}: give {' or '.join(map(_IN_WORDS.__getitem__, plain))}")
 
 
 def _parse_tuple(hints: tuple[Any, ...], value: Any, name: str) -> tuple[Any, ...]:
@@ -150,20 +158,15 @@ def _parse_tuple(hints: tuple[Any, ...], value: Any, name: str) -> tuple[Any, ..
 
 
 def _parse_plain(hint: Any, value: Any, name: str) -> Any:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is float and value is None:
+        return math.nan
+    fits = type(value) is hint
     if hint is float:
-        if value is None:
-            return math.nan
-        _require_kind(is_number, name, value, "a number")
-        return float(value)
+        fits = type(value) in (int, float) and abs(value) <= sys.float_info.max  # not nan either
     if hint is int:
-        _require_kind(is_number and value == int(value), name, value, "a whole number")
-        return int(value)
-    if hint is bool:
-        _require_kind(isinstance(value, bool), name, value, "true or false")
-    if hint is str:
-        _require_kind(isinstance(value, str), name, value, "a text in quotes")
-    return value
+        fits = fits or (type(value) is float and value.is_integer())
+    _require_kind(fits, name, value, _IN_WORDS[hint])
+    return hint(value)
 
 
 def _require_kind(condition: bool, name: str, value: object, allowed: str) -> None:

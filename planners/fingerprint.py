@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from iaunet.dataset import Case, MaskCoding, Problem
+from iaunet.errors import FileError
 from iaunet.planners.duplicates import Groups, exact_duplicates, near_duplicates
 from iaunet.planners.histogram import Histogram
 from iaunet.planners.mask_values import judge_masks
@@ -150,32 +151,36 @@ class Reading:
     faulty: frozenset[str]
 
 
-def fingerprint_dataset(root: Path, cases: Sequence[Case], workers: int) -> Reading:
+def fingerprint_dataset(
+    root: Path, cases: Sequence[Case], workers: int, skip_faulty: bool = False
+) -> Reading:
     """Measure all cases of a dataset, each file decoded once.
 
     Args:
         root: What the cases' paths are relative to.
         cases: The cases, sorted.
         workers: Processes to use.
+        skip_faulty: Go on with the other cases where some have faults.
 
     Returns:
-        All faults and notes together. With faults there is no fingerprint; ``faulty`` names the cases that have one.
-
-    Raises:
-        DatasetError: The masks taken together cannot be read, see `judge_masks`.
+        All faults and notes together. ``faulty`` names the cases that have a fault. There is no fingerprint if there
+        are such cases and they are not to be skipped, or if the masks taken together cannot be read.
     """
-    measurements = list(_measure(_tasks(root, cases), workers))
+    tasks = _tasks(root, cases)
+    measurements = list(_measure(tasks, workers))
     problems = [problem for measurement in measurements for problem in measurement.problems]
-    faulty = frozenset(measurement.case for measurement in measurements if measurement.problems)
     sound = [measurement for measurement in measurements if not measurement.problems]
-    if not sound:
+    depth = _usual_depth(sound)
+    problems += _mixed_images(sound, depth, tasks)
+    sound = [measurement for measurement in sound if measurement.depth == depth]
+    faulty = frozenset(case.name for case in cases) - {measurement.case for measurement in sound}
+    if not sound or (faulty and not skip_faulty):
         return Reading(None, None, tuple(problems), faulty)
-    problems += _mixed_images(sound)
-    faulty |= frozenset(m.case for m in sound if m.depth != _usual_depth(sound))
-    if faulty:
-        return Reading(None, None, tuple(problems), faulty)
-    coding, notes = judge_masks(sound)
-    sound = _measured_by(coding, _tasks(root, cases), sound, workers)
+    try:
+        coding, notes = judge_masks(sound)
+    except FileError as fault:
+        return Reading(None, None, (*problems, Problem.of("masks", fault)), faulty)
+    sound = _measured_by(coding, tasks, sound, workers)
     return Reading(_sum_up(sound, coding), coding, (*problems, *notes, *_notes(sound)), faulty)
 
 
@@ -220,16 +225,18 @@ def _by_label(measurement: Measurement, coding: MaskCoding) -> Measurement:
 
 def _usual_depth(measurements: Sequence[Measurement]) -> str:
     depths = [m.depth for m in measurements]
-    return max(sorted(set(depths)), key=depths.count)
+    return max(sorted(set(depths)), key=depths.count, default="")
 
 
-def _mixed_images(measurements: Sequence[Measurement]) -> list[Problem]:
-    """Faults of images whose pixel type is not that of the others."""
-    usual = _usual_depth(measurements)
+def _mixed_images(
+    measurements: Sequence[Measurement], usual: str, tasks: Sequence[MeasureTask]
+) -> list[Problem]:
+    """Faults of images whose pixel type is not the usual one."""
+    files = {task.case: task.image_file for task in tasks}
     what = "pixels are {}, most of the data set has {}"
     mend = "convert the images to one bit depth"
     return [
-        Problem(level="fault", file=m.case, what=what.format(m.depth, usual), mend=mend)
+        Problem(level="fault", file=files[m.case], what=what.format(m.depth, usual), mend=mend)
         for m in measurements
         if m.depth != usual
     ]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import itertools
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from iaunet.errors import PlanError
 from iaunet.planners.duplicates import join
 from iaunet.planners.fingerprint import Fingerprint
-from iaunet.records import from_json, load_record, to_json
+from iaunet.records import FieldError, from_json, load_record, to_json
 from iaunet.storage import read_json, write_json
 
 N_FOLDS = 5
@@ -104,7 +105,7 @@ def find_split(splits: Splits, wish: str, names: Sequence[str]) -> Split:
         names: The dataset's cases.
 
     Raises:
-        PlanError: It is neither, or the file names unknown cases or trains on what it holds out.
+        PlanError: It is neither, or the file names unknown cases, trains on what it holds out, or holds out twice.
     """
     if wish in splits.splits:
         return splits.splits[wish]
@@ -127,7 +128,10 @@ def _parse_split_file(path: Path, data: Any, known: set[str]) -> Split:
     for i, entry in enumerate(data):
         if not isinstance(entry, dict) or not {"train", "val"} <= entry.keys():
             raise PlanError(f"{path}: fold {i} lacks train or val: {form}")
-        fold = from_json(Fold, {"train": entry["train"], "validation": entry["val"]})
+        try:
+            fold = from_json(Fold, {"train": entry["train"], "validation": entry["val"]})
+        except FieldError as fault:
+            raise PlanError(f"{path}: fold {i}: {fault}: {form}") from fault
         strangers = {*fold.train, *fold.validation} - known
         if strangers:
             raise PlanError(
@@ -138,6 +142,9 @@ def _parse_split_file(path: Path, data: Any, known: set[str]) -> Split:
             raise PlanError(f"{path}: fold {i} trains on {min(both)} and holds it out: correct it")
         if not fold.train or not fold.validation:
             raise PlanError(f"{path}: fold {i} has nothing to train on or to hold out: {form}")
+        again = {*fold.validation} & {name for earlier in folds for name in earlier.validation}
+        if again:
+            raise PlanError(f"{path}: fold {i} holds {min(again)} out a second time: hold each case out once")
         folds.append(fold)
     return Split(name=path.stem, inflated="", folds=tuple(folds))
 
@@ -147,8 +154,8 @@ def _require_enough(n: int, n_folds: int, what: str) -> None:
         raise PlanError(f"--folds {n_folds} is too few: give 2 or more")
     if n >= n_folds:
         return
-    possible = f"use --folds {n}" if n >= 2 else "there is nothing to hold out"
-    raise PlanError(f"{n} {what} are too few for {n_folds} folds: {possible}, or add {n_folds - n} more")
+    possible = f"use --folds {n}, or add" if n >= 2 else "add"
+    raise PlanError(f"{n} {what} are too few for {n_folds} folds: {possible} {n_folds - n} more")
 
 
 def _members(groups: Mapping[str, str]) -> list[tuple[str, ...]]:
@@ -161,7 +168,7 @@ def _members(groups: Mapping[str, str]) -> list[tuple[str, ...]]:
 def _units(names: Sequence[str], together: Sequence[Sequence[str]]) -> list[tuple[str, ...]]:
     """What must stay in one fold: joined groups, and every other case alone; sorted."""
     place = {name: i for i, name in enumerate(names)}
-    pairs = [(place[a], place[b]) for group in together for a, b in zip(group, group[1:], strict=False)]
+    pairs = [(place[a], place[b]) for group in together for a, b in itertools.pairwise(group)]
     joined = join(names, pairs)
     taken = {name for group in joined for name in group}
     return sorted([*joined, *((name,) for name in names if name not in taken)], key=lambda u: place[u[0]])
@@ -175,6 +182,8 @@ def _split(
     known: Sequence[Sequence[str]],
 ) -> Split:
     held_out = _deal(units, _strata(fingerprint), n_folds, known)
+    if len({*held_out.values()}) < n_folds:  # all cases of a known fold are gone
+        held_out = _deal(units, _strata(fingerprint), n_folds, ())
     names = [case.name for case in fingerprint.cases]
     folds = []
     for fold in range(n_folds):

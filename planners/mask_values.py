@@ -4,12 +4,13 @@ from collections import Counter
 from collections.abc import Sequence
 
 from iaunet.dataset import MaskCoding, Problem
-from iaunet.errors import DatasetError
+from iaunet.errors import FileError
 from iaunet.planners.measures import MOST_MASK_VALUES, Measurement
 
 RAREST_VALUE = 1e-4
 """A value with a smaller share of all pixels is taken for noise, not for a label."""
 
+LARGEST_VALUE = 65535
 BINARY_TOLERANCE = 16
 BINARY_SHARE = 0.98
 MOST_UNNAMED_LABELS = 8
@@ -27,7 +28,7 @@ def judge_masks(measurements: Sequence[Measurement]) -> tuple[MaskCoding, list[P
         The coding, and notes where it is not the plain one.
 
     Raises:
-        DatasetError: All masks are empty, or the values fit no reading; the message shows their histogram.
+        FileError: All masks are empty, or the values fit no reading; the message shows their histogram.
     """
     totals: Counter[int] = Counter()
     for measurement in measurements:
@@ -35,20 +36,25 @@ def judge_masks(measurements: Sequence[Measurement]) -> tuple[MaskCoding, list[P
     positive = sorted(value for value in totals if value > 0)
     pixels = totals.total()
     if not positive:
-        raise DatasetError(
-            "all masks are empty: check that the masks are those of these images and that foreground is above 0"
+        raise FileError(
+            "all masks are empty", "check that the masks are those of these images and that foreground is above 0"
+        )
+    if min(totals) < 0 or max(totals) > LARGEST_VALUE:
+        raise FileError(
+            f"masks hold values from {min(totals)} to {max(totals)}", f"bring them to 0 to {LARGEST_VALUE}"
         )
     if 0 not in totals:
-        raise DatasetError(f"no mask has background (value 0), the values are {_shares(totals)}: set it to 0")
+        raise FileError(f"no mask has background, the values are {_shares(totals)}", "set background to 0")
     if _are_instances(measurements):
         coding = MaskCoding(kind="nonzero", values=(), written=(255,))
         what = f"values up to {positive[-1]} number connected components: read as one label"
         return coding, [_note(what, "give label maps if they are labels")]
-    if len(totals) <= MOST_MASK_VALUES and min(totals.values()) >= RAREST_VALUE * pixels:
+    has_no_noise = len(positive) == 1 or min(totals.values()) >= RAREST_VALUE * pixels
+    if len(totals) <= MOST_MASK_VALUES and has_no_noise:
         if len(positive) > MOST_UNNAMED_LABELS:
-            raise DatasetError(
-                f"masks hold {len(positive)} labels without names ({_shares(totals)}): "
-                f"unite them to {MOST_UNNAMED_LABELS} at most, or save 0 and 255 if they are one label"
+            raise FileError(
+                f"masks hold {len(positive)} labels without names ({_shares(totals)})",
+                f"unite them to {MOST_UNNAMED_LABELS} at most, or save 0 and 255 if they are one label",
             )
         return MaskCoding(kind="values", values=tuple(positive), written=tuple(positive)), []
     near_ends = sum(n for value, n in totals.items() if min(value, abs(255 - value)) <= BINARY_TOLERANCE)
@@ -58,18 +64,18 @@ def judge_masks(measurements: Sequence[Measurement]) -> tuple[MaskCoding, list[P
         what = f"masks are binary with noise ({share:.1%} of pixels within 16 of 0 or 255): cut at 127"
         note = _note(what, "save them as PNG to keep them exact")
         return MaskCoding(kind="binary", values=(), written=(255,)), [note]
-    raise DatasetError(
-        f"mask values are neither labels nor black and white ({_shares(totals)}): "
-        "save masks as PNG with 0 for background and one value a label"
+    raise FileError(
+        f"mask values are neither labels nor black and white ({_shares(totals)})",
+        "save masks as PNG with 0 for background and one value a label",
     )
 
 
 def _are_instances(measurements: Sequence[Measurement]) -> bool:
     """Whether the values number connected components: 1..n, a component each, with n unlike from case to case."""
-    numbered = [m for m in measurements if m.labels]
-    numbers = {len(m.labels or ()) for m in numbered if m.numbers_components}
-    n_numbered = sum(m.numbers_components for m in numbered)
-    return n_numbered >= NUMBERED_SHARE * len(numbered) and len(numbers) >= 3 and max(numbers) >= 3
+    with_foreground = [m for m in measurements if any(value > 0 for value in m.mask_values or ())]
+    numbers = [m.instances for m in with_foreground if m.instances]
+    is_usual = len(numbers) >= NUMBERED_SHARE * len(with_foreground)
+    return is_usual and len(set(numbers)) >= 3 and max(numbers) >= 3
 
 
 def _shares(totals: Counter[int]) -> str:

@@ -58,7 +58,7 @@ class Measurement:
 
     ``problems`` is empty unless a file cannot be used, and then the rest is empty. ``size`` is (height, width).
     ``labels`` holds the measures by label, or by raw mask value where no coding was given. ``mask_values`` counts
-    the raw values. ``numbers_components``: the positive values 1..n each are one connected component.
+    the raw values. ``instances`` is n where the values are 1..n, a connected component each, else 0.
     ``local_width`` is in native pixels. ``thumbnail`` is 32x32 grey, uint8.
     """
 
@@ -74,7 +74,7 @@ class Measurement:
     has_transparency: bool = False
     mask_values: Mapping[int, int] | None = None
     read_as: CodingKind | None = None
-    numbers_components: bool = False
+    instances: int = 0
     labels: Mapping[int, LabelMeasures] | None = None
     local_width: float | None = None
 
@@ -112,7 +112,6 @@ def measure_case(task: MeasureTask) -> Measurement:
     values = count_values(mask)
     read_as, labelled = _label_map(mask, values, task.coding)
     foreground = labelled > 0
-    labels, counts = _measure_labels(labelled, task.input_size)
     return Measurement(
         case=task.case,
         size=image.size,
@@ -125,8 +124,8 @@ def measure_case(task: MeasureTask) -> Measurement:
         has_transparency=image.has_transparency,
         mask_values=values,
         read_as=read_as,
-        numbers_components=_numbers_components(labels, counts),
-        labels=labels,
+        instances=_count_instances(mask, values),
+        labels=_measure_labels(labelled, task.input_size),
         local_width=local_width(foreground) if task.with_width and foreground.any() else None,
     )
 
@@ -168,20 +167,18 @@ def _label_map(
     return "values", mask
 
 
-def _measure_labels(
-    labelled: NDArray[np.generic], input_size: Size
-) -> tuple[dict[int, LabelMeasures], dict[int, int]]:
-    """The measures of each value above 0, and its number of components."""
+def _measure_labels(labelled: NDArray[np.generic], input_size: Size) -> dict[int, LabelMeasures]:
+    """The measures of each value above 0."""
     present = [value for value in count_values(labelled) if value > 0]  # type: ignore[arg-type]
     if not present:
-        return {}, {}
+        return {}
     compact = np.zeros(labelled.shape, np.uint8)
     for index, value in enumerate(present, start=1):
         compact[labelled == value] = index
     ceilings = ceiling_dice(compact, input_size, range(1, len(present) + 1))
     measures = {}
     for index, value in enumerate(present, start=1):
-        components, n = ndimage.label(compact == index, structure=np.ones((3, 3)))
+        components, _ = ndimage.label(compact == index, structure=np.ones((3, 3)))
         areas = np.bincount(components.ravel())[1:]
         diameters = np.sqrt(areas * 4 / np.pi)
         measures[value] = LabelMeasures(
@@ -189,11 +186,24 @@ def _measure_labels(
             diameters=tuple(round(float(diameter), 2) for diameter in diameters),
             ceiling=ceilings[index],
         )
-    return measures, {value: len(label.diameters) for value, label in measures.items()}
+    return measures
 
 
-def _numbers_components(labels: Mapping[int, LabelMeasures], counts: Mapping[int, int]) -> bool:
-    return sorted(labels) == list(range(1, len(labels) + 1)) and all(n == 1 for n in counts.values())
+def _count_instances(mask: NDArray[np.integer], values: Mapping[int, int]) -> int:
+    """n where the values above 0 are 1..n and each is one connected component, else 0."""
+    n = sum(value > 0 for value in values)
+    if n == 0 or max(values) != n:
+        return 0
+    return n if all(_is_one_component(mask[box] == i) for i, box in enumerate(_boxes(mask), start=1)) else 0
+
+
+def _boxes(mask: NDArray[np.integer]) -> list[tuple[slice, slice]]:
+    return ndimage.find_objects(mask.astype(np.int32))
+
+
+def _is_one_component(shape: NDArray[np.bool_]) -> bool:
+    _, n = ndimage.label(shape, structure=np.ones((3, 3)))
+    return bool(n == 1)
 
 
 def _thumbnail(pixels: NDArray[np.generic]) -> NDArray[np.uint8]:

@@ -1,6 +1,7 @@
 """The plan: everything that preprocessing, training and inference must agree on, as one frozen value."""
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -33,7 +34,8 @@ class Normalisation:
 
     def __post_init__(self) -> None:
         if self.kind == "dataset":
-            require(len(self.mean) > 0, "mean", self.mean, "a number for each channel")
+            fits = len(self.mean) > 0 and all(map(math.isfinite, self.mean))
+            require(fits, "mean", self.mean, "a number for each channel")
             require(len(self.sd) == len(self.mean), "sd", self.sd, f"{len(self.mean)} numbers, as in mean")
             require(all(sd >= 0 for sd in self.sd), "sd", self.sd, "numbers of 0 or more")
         if self.percentiles is not None:
@@ -103,8 +105,8 @@ class Plan:
     def __post_init__(self) -> None:
         require(self.version == PLAN_VERSION, "version", self.version, f"{PLAN_VERSION}, or plan again")
         require(1 <= self.channels <= 64, "channels", self.channels, "a whole number from 1 to 64")
-        require(1 <= len(self.labels) <= 255, "labels", self.labels, "at least one name")
         n = len(self.labels)
+        require(1 <= len({*self.labels}) == n <= 255, "labels", self.labels, "1 to 255 different names")
         written = self.coding.written
         require(len(written) == n, "coding.written", written, f"{n} values, one a label")
         thresholds = self.inference.thresholds

@@ -74,7 +74,7 @@ class AutoPlanner:
         )
         if width is not None:
             why += f"; width {width} as asked instead of 64"
-        return Choice(NetworkPlan(name="iaunet", width=width or 64, depth=5, options=options), why)
+        return Choice(NetworkPlan(name="iaunet", width=64 if width is None else width, depth=5, options=options), why)
 
     def choose_recipe(self, fingerprint: Fingerprint) -> Choice[Recipe]:
         """The strongest recipe, for as long as the number of cases asks."""

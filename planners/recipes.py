@@ -51,6 +51,8 @@ class Augmentation:
             require(low > 0, name, getattr(self, name), "values above 0")
         for name in ("noise_sd", "blur_sigma", "elastic_alpha"):
             require(getattr(self, name)[0] >= 0, name, getattr(self, name), "values of 0 or more")
+        mirror = self.mirror_probability
+        require(mirror <= 0.5, "mirror_probability", mirror, "a probability from 0 to 0.5")
         order = self.interpolation_order
         require(0 <= order <= 5, "interpolation_order", order, "a whole number from 0 to 5")
 

@@ -35,8 +35,8 @@ def choose_input_mode(fingerprint: Fingerprint) -> Choice[Literal["resize", "let
     if extreme > MOST_STRETCH:
         why = f"{sizes}: stretching would distort 5 % of the images more than {extreme:.2f} times, so aspect is kept"
         return Choice("letterbox", why)
-    why = f"{sizes}, sides differ {typical:.2f} times (95 %: {extreme:.2f}): stretched to {_by(INPUT_SIZE)} as in the paper"
-    return Choice("resize", why)
+    sides = f"sides differ {typical:.2f} times (95 %: {extreme:.2f})"
+    return Choice("resize", f"{sizes}, {sides}: stretched to {_by(INPUT_SIZE)} as in the paper")
 
 
 def find_lost_detail(fingerprint: Fingerprint) -> str | None:

@@ -1,14 +1,13 @@
 """What preprocessing must remember of an image to undo itself, and both directions beside each other."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from iaunet import resample
-from iaunet.errors import PreprocessingError
+from iaunet.records import require
 from iaunet.resample import Size
 
 Box = tuple[int, int, int, int]
@@ -30,8 +29,7 @@ MODES: dict[str, Callable[[Size, Size], Box]] = {"resize": _fill, "letterbox": _
 
 
 def _placement(mode: str) -> Callable[[Size, Size], Box]:
-    if mode not in MODES:
-        raise PreprocessingError(f"geometry mode {mode!r} is unknown: choose one of {', '.join(MODES)}")
+    require(mode in MODES, "mode", mode, f"one of {', '.join(MODES)}")
     return MODES[mode]
 
 
@@ -46,7 +44,7 @@ class Geometry:
         content: (top, left, height, width) of the image inside the input in pixels; padding is around it.
 
     Raises:
-        PreprocessingError: The mode is unknown, a size is below 1 px or the content leaves the input.
+        FieldError: The mode is unknown, a size is below 1 px or the content leaves the input.
     """
 
     mode: str
@@ -58,51 +56,19 @@ class Geometry:
         _placement(self.mode)
         sides = {"native_size": self.native_size, "input_size": self.input_size, "content": self.content[2:]}
         for name, side in sides.items():
-            if min(side) < 1:
-                raise PreprocessingError(f"geometry {name} {getattr(self, name)} has a side below 1 px")
-        if any(room < 0 for margin in self._margins for room in margin):
-            raise PreprocessingError(
-                f"geometry content {self.content} leaves the input of {self.input_size} px"
-            )
+            require(min(side) >= 1, name, getattr(self, name), "sides of 1 px or more")
+        inside = all(room >= 0 for margin in self._margins for room in margin)
+        require(inside, "content", self.content, f"a box inside the input of {self.input_size} px")
 
     @classmethod
     def of(cls, mode: str, native_size: Size, input_size: Size) -> "Geometry":
         """Place an image of ``native_size`` in an input of ``input_size``; sides are at least 1 px.
 
         Raises:
-            PreprocessingError: The mode is unknown.
+            FieldError: The mode is unknown.
         """
         content = _placement(mode)(native_size, input_size)
         return cls(mode=mode, native_size=native_size, input_size=input_size, content=content)
-
-    @classmethod
-    def from_json(cls, value: object) -> "Geometry":
-        """Read what `to_json` wrote.
-
-        Raises:
-            PreprocessingError: A field is missing, unknown or not what it should be; the message names it.
-        """
-        names = [field.name for field in fields(cls)]
-        if not isinstance(value, Mapping) or set(value) != set(names):
-            found = list(value) if isinstance(value, Mapping) else value
-            raise PreprocessingError(
-                f"a geometry has the fields {', '.join(names)}, not {found}: preprocess again"
-            )
-        return cls(
-            mode=_text(value, "mode"),
-            native_size=_whole_numbers(value, "native_size", 2),
-            input_size=_whole_numbers(value, "input_size", 2),
-            content=_whole_numbers(value, "content", 4),
-        )
-
-    def to_json(self) -> dict[str, Any]:
-        """The fields as JSON values."""
-        return {
-            "mode": self.mode,
-            "native_size": list(self.native_size),
-            "input_size": list(self.input_size),
-            "content": list(self.content),
-        }
 
     def resize_image(self, image: NDArray[np.generic]) -> NDArray[np.float32]:
         """Resize an image to its content box: normalise the result, then `pad` it.
@@ -164,22 +130,3 @@ def _check_size(array: NDArray[np.generic], size: Size) -> None:
     if array.shape[-2:] != size:
         raise ValueError(f"an array of {array.shape[-2:]} px where the geometry has {size} px")
 
-
-def _text(value: Mapping[str, object], name: str) -> str:
-    text = value[name]
-    if not isinstance(text, str):
-        raise PreprocessingError(f"geometry {name} is {text!r}, not a name: preprocess again")
-    return text
-
-
-def _whole_numbers(value: Mapping[str, object], name: str, length: int) -> Any:
-    numbers = value[name]
-    if (
-        not isinstance(numbers, list)
-        or len(numbers) != length
-        or not all(type(number) is int for number in numbers)
-    ):
-        raise PreprocessingError(
-            f"geometry {name} is {numbers!r}, not {length} whole numbers: preprocess again"
-        )
-    return tuple(numbers)

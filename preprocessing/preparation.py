@@ -106,27 +106,23 @@ def prepare_dataset(folder: DatasetFolder, source: Source, wish: Preparation) ->
     logger.info("%s: %s", folder.name, discovery.understood)
     with locked(folder.root, "preparing the data set"):
         remove_leftovers(folder.root)
-        reading = fingerprint_dataset(Path(source.root), discovery.cases, wish.workers)
+        reading = fingerprint_dataset(Path(source.root), discovery.cases, wish.workers, source.skip_faulty)
         problems = [*discovery.problems, *reading.problems]
         _report(problems, folder.problems_csv)
+        cases = tuple(case for case in discovery.cases if case.name not in reading.faulty)
         faults = [problem for problem in problems if problem.level == "fault"]
-        if source.skip_faulty and faults:
-            source_cases = tuple(case for case in discovery.cases if case.name not in reading.faulty)
-            logger.info("left out: %d cases with faults", len(discovery.cases) - len(source_cases))
-            reading = fingerprint_dataset(Path(source.root), source_cases, wish.workers)
-        else:
-            source_cases = discovery.cases
+        if reading.fingerprint is None or reading.coding is None or not source.skip_faulty:
             _refuse(faults, folder)
-        if reading.fingerprint is None or reading.coding is None:
-            raise DatasetError(f"no case of {source.root} can be used: see {folder.problems_csv}")
-        grouping = resolve_groups([case.name for case in source_cases], source.groups)
+        if faults:
+            logger.info("%d cases are used, those with faults are left out", len(cases))
+        grouping = resolve_groups([case.name for case in cases], source.groups)
         dataset = Dataset(
             name=folder.name,
             source=source,
             understood=discovery.understood,
             labels=reading.fingerprint.labels,
             coding=reading.coding,
-            cases=source_cases,
+            cases=cases,
             groups=dict(grouping.groups),
             groups_from=grouping.source,
         )

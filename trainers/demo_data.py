@@ -7,6 +7,7 @@ as much as lesions differ from what surrounds them, and one lesion in four diffe
 Lengths are shares of the geometric mean of a picture's sides unless they say otherwise.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +25,9 @@ IMAGES_OF_A_PATIENT = (4, 3, 4, 3)
 IMAGES_OF_A_BLOCK = sum(IMAGES_OF_A_PATIENT)
 PATIENTS_OF_A_BLOCK = len(IMAGES_OF_A_PATIENT)
 
+# One lesion in four is unlike the rest.
+KINDS = ("dark", "dark", "bright", "dark", "dark", "dark", "texture", "dark")
+
 SMALLEST_SHARE, LARGEST_SHARE = 0.012, 0.35
 
 
@@ -40,24 +44,25 @@ class DemoCase:
 class Patient:
     """What the pictures of one patient share. Pigments are (melanin, haemoglobin) densities.
 
-    `kind` says how the lesion differs from the tissue: "dark" (most patients), "bright", or "texture" (about as
-    bright as the tissue, another hue and grain).
+    `changes` holds, for each kind of lesion, what it adds to the pigments of the tissue.
     """
 
-    number: int
-    kind: str
     tissue: tuple[float, float]
-    change: tuple[float, float]
+    changes: Mapping[str, tuple[float, float]]
     blotches: float
     pores: float
     vessels: float
-    grain: float
+    grains: Mapping[str, float]
     grain_wavelength: float
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outline:
-    """The border of a lesion about its centre, at radius 1: a circle with waves, stretched, perhaps with a bite."""
+    """The border of a lesion about its centre: a circle with waves, stretched, perhaps with a bite.
+
+    `waves` are (order, height, phase) around the circle, heights and `bite` in radii (0: none); `part` is the
+    lesion's share of the area of all lesions in the picture.
+    """
 
     centre: tuple[float, float]
     angle: float
@@ -69,7 +74,10 @@ class Outline:
 
 @dataclass(frozen=True, kw_only=True)
 class Light:
-    """How a picture is lit and taken. Gradient and vignette are falls in logarithm of brightness."""
+    """How a picture is lit and taken. Gradient and vignette are falls of the logarithm of brightness.
+
+    Beyond `aperture`, a share of the way to the corners, a picture is black; `noise` is the sensor's, of 1 for white.
+    """
 
     exposure: float
     balance: tuple[float, float, float]
@@ -92,10 +100,16 @@ class Hair:
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """All that a picture is rendered from. `size` is (height, width) in pixels; `share` is the lesions' area."""
+    """All that a picture is rendered from. `size` is (height, width) in pixels; `share` is the lesions' area.
+
+    `kind` says how the lesions differ from the tissue: "dark" (three in four), "bright", or "texture" (about as
+    bright as the tissue, of another hue and a stronger grain). `softness` is the width of their border; `specks` the
+    height above which the wet surface mirrors the lamp, in standard deviations of its relief.
+    """
 
     name: str
     patient: Patient
+    kind: str
     size: tuple[int, int]
     share: float
     outlines: tuple[Outline, ...]
@@ -116,28 +130,17 @@ def patient_of(index: int) -> tuple[int, int]:
     return block * PATIENTS_OF_A_BLOCK + slot, left
 
 
-def lesion_kind(patient: int) -> str:
-    """How a patient's lesions differ from the tissue: one patient of each four is unlike the rest."""
-    block, slot = divmod(patient, PATIENTS_OF_A_BLOCK)
-    if slot != (block + 3) % PATIENTS_OF_A_BLOCK:
-        return "dark"
-    return "texture" if block % 2 else "bright"
-
-
 def sample_patient(seed: int, number: int) -> Patient:
     """Draw what the pictures of one patient share."""
     rng = np.random.default_rng([seed, 1, number])
-    kind = lesion_kind(number)
     tissue = _sample_tissue(rng)
     return Patient(
-        number=number,
-        kind=kind,
         tissue=tissue,
-        change=_sample_change(rng, kind, tissue),
+        changes=_sample_changes(rng, tissue),
         blotches=rng.uniform(0.08, 0.16),
         pores=rng.uniform(0.03, 0.08),
         vessels=0.0 if is_skin(tissue) else rng.uniform(0.10, 0.35),
-        grain=rng.uniform(0.22, 0.35) if kind == "texture" else rng.uniform(0.0, 0.16),
+        grains={"dark": rng.uniform(0.0, 0.16), "bright": rng.uniform(0.0, 0.16), "texture": rng.uniform(0.22, 0.35)},
         grain_wavelength=float(np.exp(rng.uniform(np.log(0.025), np.log(0.09)))),
     )
 
@@ -154,15 +157,14 @@ def _sample_tissue(rng: np.random.Generator) -> tuple[float, float]:
     return rng.uniform(0.10, 0.30), rng.uniform(0.55, 0.95)
 
 
-def _sample_change(rng: np.random.Generator, kind: str, tissue: tuple[float, float]) -> tuple[float, float]:
-    melanin, haemoglobin = tissue
-    if kind == "dark":
-        return rng.uniform(0.25, 0.75), rng.uniform(0.05, 0.35)
-    if kind == "bright":
-        kept = rng.uniform(0.25, 0.42)
-        return (kept - 1) * melanin, (kept - 1) * haemoglobin
+def _sample_changes(rng: np.random.Generator, tissue: tuple[float, float]) -> dict[str, tuple[float, float]]:
+    bleached = rng.uniform(0.58, 0.75)
     swapped = rng.uniform(0.6, 0.8) * max(tissue)
-    return (-swapped, swapped) if is_skin(tissue) else (swapped, -swapped)
+    return {
+        "dark": (rng.uniform(0.25, 0.75), rng.uniform(0.05, 0.35)),
+        "bright": (-bleached * tissue[0], -bleached * tissue[1]),
+        "texture": (-swapped, swapped) if is_skin(tissue) else (swapped, -swapped),
+    }
 
 
 def sample_scene(seed: int, index: int) -> Scene:
@@ -174,6 +176,7 @@ def sample_scene(seed: int, index: int) -> Scene:
     return Scene(
         name=f"P{number + 1:02d}_{image + 1:02d}",
         patient=patient,
+        kind=KINDS[index % len(KINDS)],
         size=_sample_size(rng),
         share=share,
         outlines=_sample_outlines(rng, share),
@@ -212,9 +215,7 @@ def _sample_outline(rng: np.random.Generator, centre: tuple[float, ...], part: f
         centre=(centre[0], centre[1]),
         angle=rng.uniform(0, 2 * np.pi),
         stretch=rng.uniform(1.0, 1.15 if shape == "lobed" else 1.5),
-        waves=tuple(
-            (k, heights * rng.uniform(0.5, 1) / np.sqrt(k), rng.uniform(0, 2 * np.pi)) for k in orders
-        ),
+        waves=tuple((k, heights * rng.uniform(0.5, 1) / np.sqrt(k), rng.uniform(0, 2 * np.pi)) for k in orders),
         bite=rng.uniform(0.55, 0.8) if shape == "crescent" else 0.0,
         part=part,
     )
@@ -248,7 +249,6 @@ def _sample_hairs(rng: np.random.Generator) -> tuple[Hair, ...]:
 
 
 def _sample_specks(rng: np.random.Generator, tissue: tuple[float, float]) -> float:
-    """The height above which the wet surface mirrors the lamp, in standard deviations of its relief."""
     is_wet = rng.random() < (0.2 if is_skin(tissue) else 0.8)
     return rng.uniform(2.3, 3.1) if is_wet else np.inf
 
@@ -307,8 +307,9 @@ def _positions(size: tuple[int, int]) -> tuple[FloatArray, FloatArray]:
 
 def _radius(size: tuple[int, int]) -> FloatArray:
     """Distance from the picture's centre, 1 in the corners."""
-    distance: FloatArray = np.hypot(*_positions(size))
-    return distance / distance.max()
+    distance = np.hypot(*_positions(size))
+    relative: FloatArray = distance / distance.max()
+    return relative
 
 
 def _rotated(y: FloatArray, x: FloatArray, angle: float) -> tuple[FloatArray, FloatArray]:
@@ -319,9 +320,7 @@ def _rotated(y: FloatArray, x: FloatArray, angle: float) -> tuple[FloatArray, Fl
 def _frequency(size: tuple[int, int]) -> FloatArray:
     """Waves per geometric mean of the sides, for each entry of a real Fourier transform."""
     unit = np.sqrt(size[0] * size[1])
-    frequency: FloatArray = unit * np.hypot(
-        np.fft.fftfreq(size[0])[:, None], np.fft.rfftfreq(size[1])[None, :]
-    )
+    frequency: FloatArray = unit * np.hypot(np.fft.fftfreq(size[0])[:, None], np.fft.rfftfreq(size[1])[None, :])
     return frequency
 
 
@@ -367,11 +366,12 @@ def _depth(outline: Outline, scene: Scene, warp: list[FloatArray]) -> FloatArray
     y, x = y / radius * np.sqrt(outline.stretch), x / radius / np.sqrt(outline.stretch)
     theta = np.arctan2(y, x)
     border = 1 + sum(height * np.cos(order * theta + phase) for order, height, phase in outline.waves)
-    depth: FloatArray = border - np.hypot(y, x)
+    within = border - np.hypot(y, x)
     if outline.bite > 0:
         beyond_bite = np.hypot(y, x - 0.9) - outline.bite
-        depth = -np.logaddexp(-8 * depth, -8 * beyond_bite) / 8  # a minimum that rounds the horns
-    return depth * radius
+        within = -np.logaddexp(-8 * within, -8 * beyond_bite) / 8  # a minimum that rounds the horns
+    depth: FloatArray = within * radius
+    return depth
 
 
 def _pigments(scene: Scene, alpha: FloatArray, rng: np.random.Generator) -> tuple[FloatArray, FloatArray]:
@@ -380,9 +380,9 @@ def _pigments(scene: Scene, alpha: FloatArray, rng: np.random.Generator) -> tupl
     blotches = [patient.blotches * (1 - 0.5 * alpha) * _cloud(rng, scene.size, slope=1.6) for _ in range(2)]
     vessels = (1 - alpha) * patient.vessels * np.exp(-((_cloud(rng, scene.size, slope=1.9) / 0.08) ** 2))
     pores = patient.pores * _grain(rng, scene.size, 0.02)
-    grain = patient.grain * _grain(rng, scene.size, patient.grain_wavelength)
+    grain = patient.grains[scene.kind] * _grain(rng, scene.size, patient.grain_wavelength)
     relief = 1 + (1 - alpha) * pores + alpha * grain
-    change = [alpha * each * (1 + 0.25 * _cloud(rng, scene.size, slope=1.5)) for each in patient.change]
+    change = [alpha * each * (1 + 0.25 * _cloud(rng, scene.size, slope=1.5)) for each in patient.changes[scene.kind]]
     melanin = patient.tissue[0] * (1 + blotches[0]) + change[0]
     haemoglobin = patient.tissue[1] * (1 + blotches[1]) + change[1] + vessels
     hairs = sum((_hair_alpha(hair, scene.size) for hair in scene.hairs), np.zeros(scene.size))

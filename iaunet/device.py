@@ -1,0 +1,89 @@
+"""Where networks run, and in which precision."""
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from iaunet.errors import IaunetError
+
+
+class DeviceError(IaunetError):
+    """A device that is not there."""
+
+
+def choose_device(wish: str) -> torch.device:
+    """The device to run on.
+
+    Args:
+        wish: ``auto`` for the fastest there is, or a device of torch (``cpu``, ``cuda``, ``cuda:1``, ``mps``).
+
+    Raises:
+        DeviceError: It is not there, or no device at all.
+    """
+    if wish == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(wish)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as fault:
+        reason = str(fault).split("\n")[0]
+        raise DeviceError(f"device {wish!r} cannot be used ({reason}): give auto, cpu, cuda or mps") from fault
+    return device
+
+
+def unused_gpu(device: torch.device) -> str | None:
+    """A sentence when the work runs on the CPU though the machine has an NVIDIA card, else None."""
+    has_card = shutil.which("nvidia-smi") is not None or Path("/proc/driver/nvidia/version").exists()
+    if device.type != "cpu" or not has_card or torch.cuda.is_available():
+        return None
+    build = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "a CPU build"
+    return (
+        f"this machine has an NVIDIA GPU that torch {torch.__version__} ({build}) cannot use: "
+        "install torch's CUDA build or a newer driver"
+    )
+
+
+def mixed_precision(device: torch.device) -> torch.dtype | None:
+    """The type products are taken in on a device, None for plain float32."""
+    if device.type != "cuda":
+        return None
+    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+
+
+@contextlib.contextmanager
+def autocasting(device: torch.device) -> Iterator[None]:
+    """Run a block in the device's mixed precision."""
+    dtype = mixed_precision(device)
+    with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+        yield
+
+
+def is_out_of_memory(fault: RuntimeError) -> bool:
+    """Whether an error of torch means that memory ran out, on a GPU or on the CPU."""
+    return isinstance(fault, torch.OutOfMemoryError) or "not enough memory" in str(fault)
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that may still be used on a device, None when the system does not tell."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return _physical_memory()
+    available = next((line for line in lines if line.startswith("MemAvailable:")), None)
+    return int(available.split()[1]) * 1024 if available else None
+
+
+def _physical_memory() -> int | None:
+    """Half of the machine's memory, where only the whole is told."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    except (AttributeError, ValueError, OSError):
+        return None

@@ -1,0 +1,331 @@
+"""Scores the masks of one folder on those of another."""
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+from tqdm import tqdm
+
+from iaunet.dataset import BINARY_CUT, MaskCoding, Problem
+from iaunet.discovery import MASK_SUFFIXES, list_image_files, natural_order
+from iaunet.errors import DatasetError, FileError, PredictionError
+from iaunet.files import FORMATS, read_mask
+from iaunet.grouping import resolve_groups
+from iaunet.inference.scores import CaseScore, ScoreSummary, score_masks, summarise_scores, write_scores
+from iaunet.planners.mask_values import judge_masks
+from iaunet.planners.measures import MOST_MASK_VALUES, Measurement, count_values
+from iaunet.records import to_json
+from iaunet.storage import write_json
+from iaunet.workers import map_in_processes
+
+SCORES, SUMMARY = "scores.csv", "summary.json"
+
+FOREGROUND = "foreground"
+BINARY_VALUES = (255, 1)
+"""The values that masks with one label write it with; they mean the same."""
+
+_MASK_SUFFIX = re.compile(rf"(?<=[^/])({'|'.join(MASK_SUFFIXES)})$", re.IGNORECASE)
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """How well a folder of masks agrees with the truth.
+
+    ``problems`` holds a fault for each case that was not scored, and notes. ``understood`` tells how the values of
+    the masks were read, ``groups_from`` where the groups come from. ``tolerance`` is that of surface Dice in pixels,
+    ``spacing_mm`` is None where distances are in pixels.
+    """
+
+    predictions: str
+    truth: str
+    understood: str
+    groups_from: str
+    spacing_mm: tuple[float, float] | None
+    tolerance: float
+    problems: tuple[Problem, ...]
+    summary: ScoreSummary
+    scores: tuple[CaseScore, ...]
+
+    @property
+    def failures(self) -> list[Problem]:
+        """Why each case that has no score has none."""
+        return [problem for problem in self.problems if problem.level == "fault"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskPair:
+    """The files of a case: its predicted and its true mask."""
+
+    name: str
+    prediction: Path
+    truth: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskReading:
+    """How the values of predicted and true masks stand for labels, and a line that says so."""
+
+    prediction: MaskCoding
+    truth: MaskCoding
+    labels: tuple[str, ...]
+    understood: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Contents:
+    """How often each value occurs in the masks of a pair; or the fault that keeps it from being scored."""
+
+    pair: MaskPair
+    prediction: Mapping[int, int] = field(default_factory=dict)
+    truth: Mapping[int, int] = field(default_factory=dict)
+    fault: Problem | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _ScoreTask:
+    pair: MaskPair
+    reading: MaskReading
+    spacing_mm: tuple[float, float] | None
+    tolerance: float
+
+
+def evaluate_folders(
+    predictions: Path,
+    truth: Path,
+    groups: str | None,
+    spacing_mm: tuple[float, float] | None = None,
+    tolerance: float = 2.0,
+    workers: int = 1,
+) -> Evaluation:
+    """Score the masks of a folder on the true masks of another.
+
+    Masks belong together by their path below the folder, without ending and mask suffix. How their values stand for
+    labels is judged over all of them, see `judge_folders`.
+
+    Args:
+        predictions: The folder of predicted masks.
+        truth: The folder of true masks.
+        groups: Which cases share a patient or video, as `resolve_groups` takes it.
+        spacing_mm: Size of a pixel along each axis; None for distances in pixels.
+        tolerance: Tolerance of surface Dice in pixels.
+        workers: Processes at most.
+
+    Returns:
+        Scores and what they say together. A pair that cannot be scored and a truth without prediction are faults in
+        its ``problems``, a prediction without truth is a note there.
+
+    Raises:
+        DatasetError: A folder does not exist, or the groups cannot be used.
+        PredictionError: There is nothing to score, or the values of the masks cannot be read.
+    """
+    pairs, problems = pair_masks(predictions, truth)
+    grouping = resolve_groups([pair.name for pair in pairs], groups)
+    sound, reading, faults = _read_pairs(pairs, workers)
+    tasks = [_ScoreTask(pair=pair, reading=reading, spacing_mm=spacing_mm, tolerance=tolerance) for pair in sound]
+    scores = tuple(_in_processes(_score_pair, tasks, workers, "score"))
+    return Evaluation(
+        predictions=str(predictions),
+        truth=str(truth),
+        understood=reading.understood,
+        groups_from=grouping.source,
+        spacing_mm=spacing_mm,
+        tolerance=tolerance,
+        problems=(*problems, *faults),
+        summary=summarise_scores(scores, grouping.groups),
+        scores=scores,
+    )
+
+
+def save_evaluation(folder: Path, evaluation: Evaluation) -> None:
+    """Write ``scores.csv``, a row a case and label, and ``summary.json``, everything else, into a folder."""
+    write_scores(folder / SCORES, evaluation.scores)
+    summary = to_json(evaluation)
+    del summary["scores"]
+    write_json(folder / SUMMARY, summary)
+
+
+def pair_masks(predictions: Path, truth: Path) -> tuple[list[MaskPair], list[Problem]]:
+    """Find the predicted mask that belongs to each true one.
+
+    Returns:
+        The pairs in natural order of their names; a fault for each truth without prediction and a note for each
+        prediction without truth.
+
+    Raises:
+        DatasetError: A folder does not exist.
+        PredictionError: A folder has no masks, two of one name, or none that the other has.
+    """
+    predicted, true = _masks_by_name(predictions), _masks_by_name(truth)
+    pairs = [
+        MaskPair(name=name, prediction=predicted[name], truth=true[name])
+        for name in sorted(predicted.keys() & true.keys(), key=natural_order)
+    ]
+    if not pairs:
+        raise PredictionError(
+            f"{predictions} ({len(predicted)} masks, the first is {min(predicted)}) and {truth} ({len(true)}, the "
+            f"first is {min(true)}) have no name in common: give folders whose masks have the same names"
+        )
+    mend = "predict its image, or remove it from the true masks"
+    problems = [
+        Problem(level="fault", file=str(true[name]), what="has no prediction", mend=mend)
+        for name in sorted(true.keys() - predicted.keys(), key=natural_order)
+    ]
+    mend = "nothing, if it is not to be scored"
+    problems += [
+        Problem(level="note", file=str(predicted[name]), what="has no truth and is left out", mend=mend)
+        for name in sorted(predicted.keys() - true.keys(), key=natural_order)
+    ]
+    return pairs, problems
+
+
+def judge_folders(predictions: Mapping[int, int], truth: Mapping[int, int]) -> MaskReading:
+    """Decide how mask values stand for labels.
+
+    Masks with one label may write it as 1 or as 255, or be noisy around 0 and 255, on either side. All others are
+    label maps, where a value means the same on both sides.
+
+    Args:
+        predictions: How often each value occurs in all predicted masks.
+        truth: The same for the true masks.
+
+    Raises:
+        PredictionError: The values are neither labels nor black and white, or those of the two sides are not
+            comparable.
+    """
+    binary = _binary_coding(predictions), _binary_coding(truth)
+    if binary[0] and binary[1]:
+        return MaskReading(
+            prediction=binary[0],
+            truth=binary[1],
+            labels=(FOREGROUND,),
+            understood=f"one label: predicted masks {_words(binary[0])}, true masks {_words(binary[1])}",
+        )
+    predicted, true = _label_values("predicted", predictions), _label_values("true", truth)
+    if predicted and true and not predicted & true:
+        raise PredictionError(
+            f"predicted masks hold the labels {_listed(predicted)}, true masks {_listed(true)}: write the same "
+            "values for the same labels"
+        )
+    union = tuple(sorted(predicted | true))
+    coding = MaskCoding(kind="values", values=union, written=union)
+    return MaskReading(
+        prediction=coding,
+        truth=coding,
+        labels=(FOREGROUND,) if len(union) == 1 else tuple(f"label_{value}" for value in union),
+        understood=f"labels by value: {_listed(union)}",
+    )
+
+
+def _masks_by_name(folder: Path) -> dict[str, Path]:
+    """The masks below a folder by their names; those of one stem go by their names with ending instead."""
+    by_stem = defaultdict(list)
+    for path in list_image_files(folder):
+        stem = path.relative_to(folder).with_suffix("").as_posix()
+        by_stem[_MASK_SUFFIX.sub("", stem)].append(path)
+    masks: dict[str, Path] = {}
+    for stem, paths in by_stem.items():
+        for path in paths:
+            name = stem if len(paths) == 1 else path.relative_to(folder).as_posix()
+            if name in masks:
+                raise PredictionError(f"{path} and {masks[name]} have the same name: rename one of them")
+            masks[name] = path
+    if not masks:
+        raise PredictionError(f"{folder} holds no masks ({', '.join(FORMATS)}): give the folder that holds them")
+    return masks
+
+
+def _read_pairs(pairs: Sequence[MaskPair], workers: int) -> tuple[list[MaskPair], MaskReading, list[Problem]]:
+    """Read all masks for their values: the pairs that can be scored, how to read them, faults of the others."""
+    sound: list[MaskPair] = []
+    faults: list[Problem] = []
+    predictions: Counter[int] = Counter()
+    truth: Counter[int] = Counter()
+    for contents in _in_processes(_inspect_pair, pairs, workers, "read"):
+        if contents.fault:
+            faults.append(contents.fault)
+            continue
+        sound.append(contents.pair)
+        predictions.update(contents.prediction)
+        truth.update(contents.truth)
+    if not sound:
+        first = f"{faults[0].file} {faults[0].what}: {faults[0].mend}"
+        raise PredictionError(f"none of the {len(pairs)} pairs of masks can be scored, the first is {first}")
+    return sound, judge_folders(predictions, truth), faults
+
+
+def _in_processes(
+    function: Callable[[Item], Result], items: Sequence[Item], workers: int, what: str
+) -> Iterator[Result]:
+    results = map_in_processes(function, items, workers)
+    return iter(tqdm(results, what, len(items), unit=" cases", disable=None, leave=False))
+
+
+def _inspect_pair(pair: MaskPair) -> _Contents:
+    """The values of both masks, if they can be read and have one size."""
+    masks = []
+    for path in (pair.prediction, pair.truth):
+        try:
+            masks.append(read_mask(path))
+        except FileError as fault:
+            return _Contents(pair=pair, fault=Problem.of(str(path), fault))
+    prediction, truth = masks
+    if prediction.shape != truth.shape:
+        what = f"is {_by(prediction.shape)}, its truth {_by(truth.shape)} (height x width)"
+        mend = "bring it to the size of the truth, or find the prediction that belongs to it"
+        return _Contents(pair=pair, fault=Problem(level="fault", file=str(pair.prediction), what=what, mend=mend))
+    return _Contents(pair=pair, prediction=count_values(prediction), truth=count_values(truth))
+
+
+def _score_pair(task: _ScoreTask) -> CaseScore:
+    pair, reading = task.pair, task.reading
+    return score_masks(
+        pair.name,
+        reading.prediction.encode(read_mask(pair.prediction)),
+        reading.truth.encode(read_mask(pair.truth)),
+        reading.labels,
+        task.spacing_mm,
+        task.tolerance,
+    )
+
+
+def _binary_coding(values: Mapping[int, int]) -> MaskCoding | None:
+    """How masks write their one label; None where they are no binary masks."""
+    for foreground in BINARY_VALUES:
+        if values.keys() <= {0, foreground}:
+            return MaskCoding(kind="values", values=(foreground,), written=(foreground,))
+    if max(values) > 255:
+        return None
+    try:
+        coding, _ = judge_masks([Measurement(case="all", mask_values=values)])
+    except DatasetError:
+        return None
+    return coding if coding.kind == "binary" else None
+
+
+def _label_values(side: str, values: Mapping[int, int]) -> set[int]:
+    """The values above 0 of masks that are label maps."""
+    low, high = min(values), max(values)
+    if len(values) > MOST_MASK_VALUES or low < 0 or high > 65535:
+        raise PredictionError(
+            f"the {side} masks hold {len(values)} values from {low} to {high}, which cannot be labels: "
+            "save them as PNG with 0 for background and one value from 1 to 65535 a label"
+        )
+    return values.keys() - {0}
+
+
+def _words(coding: MaskCoding) -> str:
+    return f"noisy, cut at {BINARY_CUT}" if coding.kind == "binary" else f"0 and {coding.values[0]}"
+
+
+def _listed(values: Iterable[int]) -> str:
+    return ", ".join(map(str, sorted(values)))
+
+
+def _by(size: tuple[int, ...]) -> str:
+    return " x ".join(map(str, size))

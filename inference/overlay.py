@@ -1,0 +1,115 @@
+"""Pictures of masks: drawn as contours on their image, and put together on one sheet."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from scipy import ndimage
+
+Picture = NDArray[np.uint8]
+"""(H, W, 3), red, green and blue."""
+
+LABEL_COLOURS = (
+    (0, 230, 64),
+    (255, 64, 200),
+    (0, 200, 255),
+    (255, 176, 0),
+    (170, 110, 255),
+    (255, 80, 60),
+    (235, 235, 0),
+    (0, 160, 140),
+)
+"""Red, green, blue of the contour of labels 1, 2, ...; after the last they begin again."""
+
+TRUTH_COLOUR = (255, 255, 255)
+
+PIXELS_A_LINE = 256
+"""A contour is one pixel wide for so many pixels of the image's longer side."""
+
+
+def draw_overlay(
+    image: NDArray[np.generic], mask: NDArray[np.uint8], truth: NDArray[np.uint8] | None = None
+) -> Picture:
+    """Draw the contours of a mask on its image.
+
+    Args:
+        image: (C, H, W). Three channels are shown in colour, else the first in grey. uint8 is shown as it is, other
+            types are stretched between their percentiles 0.5 and 99.5.
+        mask: Labels (H, W), each in its colour of `LABEL_COLOURS`.
+        truth: The true labels (H, W), drawn in white below the mask's contours: white shows where they differ.
+
+    Returns:
+        The picture at the image's size.
+
+    Raises:
+        ValueError: A mask has another size than the image.
+    """
+    picture = _to_picture(image)
+    if truth is not None:
+        _draw_contours(picture, truth, (TRUTH_COLOUR,))
+    _draw_contours(picture, mask, LABEL_COLOURS)
+    return picture
+
+
+def contact_sheet(pictures: Sequence[Picture], columns: int, height: int = 256, gap: int = 4) -> Picture:
+    """Put pictures on one black sheet, row by row from the top left.
+
+    Args:
+        pictures: One or more, of any size.
+        columns: Pictures in a row.
+        height: Height of each in pixels; its width follows.
+        gap: Pixels between two.
+
+    Raises:
+        ValueError: There is no picture.
+    """
+    if not pictures:
+        raise ValueError("there is no picture to put on a sheet")
+    scaled = [_scale(picture, height) for picture in pictures]
+    columns = min(columns, len(scaled))
+    rows = -(-len(scaled) // columns)
+    width = max(picture.shape[1] for picture in scaled)
+    sheet = np.zeros((rows * (height + gap) - gap, columns * (width + gap) - gap, 3), np.uint8)
+    for i, picture in enumerate(scaled):
+        top, left = i // columns * (height + gap), i % columns * (width + gap)
+        sheet[top : top + height, left : left + picture.shape[1]] = picture
+    return sheet
+
+
+def _to_picture(image: NDArray[np.generic]) -> Picture:
+    """A copy of the image as (H, W, 3)."""
+    coloured = image if len(image) == 3 else np.repeat(image[:1], 3, axis=0)
+    if coloured.dtype != np.uint8:
+        coloured = _stretch(coloured)
+    return np.array(np.moveaxis(coloured, 0, 2), np.uint8, order="C")
+
+
+def _stretch(image: NDArray[np.generic]) -> NDArray[np.float32]:
+    values = image.astype(np.float32)
+    low, high = np.percentile(values, [0.5, 99.5])
+    if high <= low:
+        low, high = values.min(), values.min() + 1
+    return np.asarray(np.rint(np.clip((values - low) / (high - low), 0, 1) * 255))
+
+
+def _draw_contours(picture: Picture, mask: NDArray[np.uint8], colours: Sequence[tuple[int, int, int]]) -> None:
+    """Paint the contour of each label into the picture."""
+    if mask.shape != picture.shape[:2]:
+        raise ValueError(f"a mask of {mask.shape} px cannot be drawn on an image of {picture.shape[:2]} px")
+    thickness = max(1, round(max(mask.shape) / PIXELS_A_LINE))
+    for label in np.unique(mask[mask > 0]):
+        picture[_contour(mask == label, thickness)] = colours[(int(label) - 1) % len(colours)]
+
+
+def _contour(shape: NDArray[np.bool_], thickness: int) -> NDArray[np.bool_]:
+    """The pixels along a shape's border, half within and half without; beyond the image is without."""
+    here = shape.astype(np.uint8)
+    most = ndimage.maximum_filter(here, thickness + 1, mode="constant")
+    least = ndimage.minimum_filter(here, thickness + 1, mode="constant")
+    return np.asarray(most != least)
+
+
+def _scale(picture: Picture, height: int) -> Picture:
+    width = max(1, round(picture.shape[1] * height / picture.shape[0]))
+    return np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.BILINEAR))

@@ -1,0 +1,201 @@
+"""The predictor: an ensemble of trained networks that turns images into masks."""
+
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from iaunet.decision import decide
+from iaunet.device import autocasting, choose_device, is_out_of_memory
+from iaunet.errors import PredictionError
+from iaunet.inference.runs import Run, choose_folds
+from iaunet.networks import build_network
+from iaunet.planners.plan import Plan
+from iaunet.preprocessing.cases import prepare_image
+from iaunet.preprocessing.geometry import Geometry
+from iaunet.weights import load_weights
+
+logger = logging.getLogger(__name__)
+
+BATCH_SIZES = {"cpu": 4, "cuda": 16, "mps": 8}
+FLIPS: tuple[tuple[int, ...], ...] = ((), (-1,), (-2,), (-2, -1))
+"""The axes flipped by mirroring: not at all, left-right, up-down, both."""
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """A predicted image at its native size.
+
+    ``labels`` [H, W] uint8 holds 0 for background and i + 1 for label i; ``probabilities`` is [L, H, W] float32.
+    """
+
+    labels: NDArray[np.uint8]
+    probabilities: NDArray[np.float32]
+
+
+class Predictor:
+    """Predicts with one network or the mean of several.
+
+    Args:
+        plan: What the networks were trained with.
+        networks: At least one; put into evaluation mode and moved to ``device``.
+        device: Where to run.
+        mirroring: Average over the four flips; None for what the plan says.
+
+    Raises:
+        ValueError: There is no network.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        networks: Sequence[nn.Module],
+        device: torch.device,
+        mirroring: bool | None = None,
+    ) -> None:
+        if not networks:
+            raise ValueError("a predictor needs at least one network")
+        self.plan = plan
+        self.device = device
+        self.flips = FLIPS if (plan.inference.mirroring if mirroring is None else mirroring) else FLIPS[:1]
+        self.batch_size = BATCH_SIZES.get(device.type, 4)
+        self.networks = [_ready(network, device) for network in networks]
+
+    @classmethod
+    def from_runs(
+        cls,
+        runs: Sequence[Run],
+        folds: Sequence[str] | None = None,
+        device: str = "auto",
+        mirroring: bool | None = None,
+    ) -> "Predictor":
+        """The ensemble of the finished folds of runs.
+
+        Args:
+            runs: Runs on the same arrays, one at least.
+            folds: Their folds ("0", ..., or "all"); None for all that are finished.
+            device: See `iaunet.device.choose_device`.
+            mirroring: See the class.
+
+        Raises:
+            PredictionError: A fold is not finished, or the runs do not take the same input.
+        """
+        plan = runs[0].record.plan
+        for run in runs[1:]:
+            if run.record.plan.arrays_digest != plan.arrays_digest:
+                raise PredictionError(
+                    f"{run.name} and {runs[0].name} were trained on other data or arrays: predict with one of them"
+                )
+        networks = []
+        for run in runs:
+            for folder in choose_folds(run, list(folds) if folds else None):
+                network = build_planned_network(run.record.plan)
+                load_weights(folder.weights, network)
+                networks.append(network)
+        return cls(plan, networks, choose_device(device), mirroring)
+
+    def predict(self, image: NDArray[np.generic]) -> NDArray[np.generic]:
+        """Predict one image.
+
+        Args:
+            image: [H, W] grey or [H, W, C] colour, in the units of the training images (8-bit: 0 to 255).
+
+        Returns:
+            The mask [H, W] with the values of the training masks.
+
+        Raises:
+            ValueError: The array has other axes.
+            FileError: Its channels cannot be brought to those of the training images.
+        """
+        if image.ndim not in (2, 3):
+            raise ValueError(f"an image is [H, W] or [H, W, C], not {image.shape}")
+        pixels = image[None] if image.ndim == 2 else np.moveaxis(image, 2, 0)
+        prepared = prepare_image(np.ascontiguousarray(pixels), self.plan)
+        return self.plan.coding.decode(next(iter(self.predict_prepared([prepared]))).labels)
+
+    def predict_prepared(
+        self, prepared: Sequence[tuple[NDArray[np.float32], Geometry]]
+    ) -> Iterable[Prediction]:
+        """Predict inputs that `iaunet.preprocessing.cases.prepare_image` made, one batch together.
+
+        Args:
+            prepared: Inputs [C, *input_size] with the geometry that undoes each; at most a few batches.
+
+        Yields:
+            A prediction for each.
+        """
+        inputs = np.stack([image for image, _ in prepared])
+        for probabilities, (_, geometry) in zip(self.predict_inputs(inputs), prepared, strict=True):
+            yield self.restore(probabilities, geometry)
+
+    def restore(self, probabilities: NDArray[np.float32], geometry: Geometry) -> Prediction:
+        """Take probabilities [L, *input_size] to the image's native size and decide its labels."""
+        native = geometry.restore(probabilities)
+        return Prediction(decide(native, self.plan.inference.thresholds), native)
+
+    def predict_inputs(self, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The mean probabilities of the ensemble.
+
+        Args:
+            inputs: [B, C, h, w], normalised.
+
+        Returns:
+            [B, L, h, w] float32 in [0, 1].
+
+        Raises:
+            PredictionError: Memory does not suffice for a single image even on the CPU.
+        """
+        while True:
+            try:
+                parts = torch.from_numpy(inputs).split(self.batch_size)
+                return torch.cat([self._mean_probabilities(part) for part in parts]).numpy()
+            except RuntimeError as fault:
+                if not is_out_of_memory(fault):
+                    raise
+                self._use_less_memory(fault)
+
+    @torch.inference_mode()
+    def _mean_probabilities(self, inputs: torch.Tensor) -> torch.Tensor:
+        inputs = inputs.to(self.device).contiguous(memory_format=torch.channels_last)
+        total: torch.Tensor | float = 0.0
+        for network in self.networks:
+            for axes in self.flips:
+                with autocasting(self.device):
+                    logits = network(inputs.flip(axes) if axes else inputs)
+                total = total + logits.float().sigmoid().flip(axes)
+        mean = torch.as_tensor(total) / (len(self.networks) * len(self.flips))
+        return mean.cpu().contiguous()
+
+    def _use_less_memory(self, fault: RuntimeError) -> None:
+        """Halve the batch; with one image a batch, go to the CPU."""
+        if self.batch_size > 1:
+            self.batch_size //= 2
+            logger.warning("memory ran out on %s: going on with batches of %d", self.device, self.batch_size)
+        elif self.device.type != "cpu":
+            self.device = torch.device("cpu")
+            self.networks = [_ready(network, self.device) for network in self.networks]
+            logger.warning("memory ran out on the GPU with one image: going on on the CPU")
+        else:
+            raise PredictionError("not enough memory for one image: close other programs") from fault
+
+
+def build_planned_network(plan: Plan) -> nn.Module:
+    """The network a plan asks for, with fresh weights."""
+    network = plan.network
+    return build_network(
+        network.name,
+        channels=plan.channels,
+        labels=len(plan.labels),
+        width=network.width,
+        depth=network.depth,
+        **network.options,
+    )
+
+
+def _ready(network: nn.Module, device: torch.device) -> nn.Module:
+    network = network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return network.eval()

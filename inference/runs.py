@@ -1,0 +1,181 @@
+"""Runs on disk: one network trained one way over its folds."""
+
+import logging
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from iaunet.errors import PredictionError, TrainingError
+from iaunet.planners.plan import Plan
+from iaunet.records import load_record, to_json
+from iaunet.storage import read_json, write_json
+from iaunet.workspace import DatasetFolder
+
+logger = logging.getLogger(__name__)
+
+ALL_CASES = "all"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRecord:
+    """What a run was made from and with.
+
+    ``plan`` is the resolved plan; ``overrides`` are the options that changed it. ``split_digest`` names the folds.
+    ``micro_batch`` is the number of rows that go through the network at once. ``epochs`` is None, or the number
+    that a limit of hours allowed. ``versions`` are those of Python and the libraries.
+    """
+
+    version: int = 1
+    plan: Plan
+    overrides: dict[str, str | int | float] = field(default_factory=dict)
+    split: str
+    split_digest: str
+    seed: int
+    micro_batch: int
+    device: str
+    threads: int
+    versions: dict[str, str] = field(default_factory=dict)
+    hours: float | None = None
+    epochs: int | None = None
+
+
+@dataclass(frozen=True)
+class FoldFolder:
+    """The folder of one fold of a run; ``fold`` is a number from 0 or "all"."""
+
+    root: Path
+
+    @property
+    def fold(self) -> str:
+        """The fold's number as text, or "all"."""
+        return self.root.name.removeprefix("fold_")
+
+    @property
+    def weights(self) -> Path:
+        """What inference reads."""
+        return self.root / "weights.safetensors"
+
+    @property
+    def checkpoint(self) -> Path:
+        """What training resumes from."""
+        return self.root / "checkpoint.pt"
+
+    @property
+    def metrics_csv(self) -> Path:
+        """A row an epoch."""
+        return self.root / "metrics.csv"
+
+    @property
+    def progress_png(self) -> Path:
+        """The curves."""
+        return self.root / "progress.png"
+
+    @property
+    def validation(self) -> Path:
+        """The folder of the predicted masks of the held-out cases."""
+        return self.root / "validation"
+
+    @property
+    def scores_csv(self) -> Path:
+        """The scores of the held-out cases."""
+        return self.validation / "scores.csv"
+
+    @property
+    def summary_json(self) -> Path:
+        """Written last: its presence means that the fold is finished."""
+        return self.root / "summary.json"
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether it was trained and, but for "all", validated."""
+        return self.summary_json.exists() and self.weights.exists()
+
+    def weights_digest(self) -> str:
+        """The hash of the weights the summary was made with."""
+        summary = read_json(self.summary_json, PredictionError, "train this fold again")
+        return str(summary.get("weights_sha256", "")) if isinstance(summary, dict) else ""
+
+
+@dataclass(frozen=True)
+class Run:
+    """The folder of one run."""
+
+    root: Path
+
+    @property
+    def name(self) -> str:
+        """The run's name."""
+        return self.root.name
+
+    @property
+    def run_json(self) -> Path:
+        """The file of its `RunRecord`."""
+        return self.root / "run.json"
+
+    @property
+    def crossval_json(self) -> Path:
+        """The out-of-fold scores, once every fold is finished."""
+        return self.root / "crossval.json"
+
+    @cached_property
+    def record(self) -> RunRecord:
+        """What the run was made from and with.
+
+        Raises:
+            TrainingError: run.json is missing or holds something else.
+        """
+        return load_record(RunRecord, self.run_json, TrainingError, "start the run anew with --restart")
+
+    def write_record(self, record: RunRecord) -> None:
+        """Write run.json and use it from here on."""
+        write_json(self.run_json, to_json(record))
+        self.__dict__["record"] = record
+
+    def fold(self, fold: str) -> FoldFolder:
+        """The folder of a fold, whether or not it exists yet."""
+        return FoldFolder(self.root / f"fold_{fold}")
+
+    def finished_folds(self) -> list[FoldFolder]:
+        """The finished folds by name; "all" among them if it is."""
+        folders = (FoldFolder(path) for path in sorted(self.root.glob("fold_*")))
+        return [folder for folder in folders if folder.is_finished]
+
+
+def list_runs(dataset: DatasetFolder) -> list[Run]:
+    """The runs of a dataset, by name."""
+    return [Run(path.parent) for path in sorted(dataset.runs.glob("*/run.json"))]
+
+
+def choose_runs(dataset: DatasetFolder, wished: list[str] | None) -> list[Run]:
+    """The runs to predict with: those named, else the only one with a finished fold.
+
+    Raises:
+        PredictionError: A run is unknown or has no finished fold, or there are several and none was named.
+    """
+    usable = {run.name: run for run in list_runs(dataset) if run.finished_folds()}
+    train = f"run iaunet_train {dataset.name} 0 first"
+    if not usable:
+        raise PredictionError(f"{dataset.name} has no finished fold yet: {train}")
+    if wished:
+        unknown = [name for name in wished if name not in usable]
+        if unknown:
+            raise PredictionError(f"no finished fold of a run {unknown[0]!r}: choose among {', '.join(usable)}")
+        return [usable[name] for name in wished]
+    if len(usable) > 1:
+        raise PredictionError(f"{dataset.name} has several runs: choose with --run among {', '.join(usable)}")
+    return list(usable.values())
+
+
+def choose_folds(run: Run, wished: list[str] | None) -> list[FoldFolder]:
+    """The folds to predict with: those named, else all finished ones that held cases out, else "all".
+
+    Raises:
+        PredictionError: A fold is not finished.
+    """
+    finished = {folder.fold: folder for folder in run.finished_folds()}
+    if not wished:
+        return [folder for fold, folder in finished.items() if fold != ALL_CASES] or list(finished.values())
+    missing = [fold for fold in wished if fold not in finished]
+    if missing:
+        raise PredictionError(f"fold {missing[0]} of {run.name} is not finished: choose among {', '.join(finished)}")
+    return [finished[fold] for fold in wished]

@@ -1,0 +1,141 @@
+"""Predicts and scores the held-out cases of a fold, and sums up the folds of a run."""
+
+import logging
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from iaunet.dataset import Dataset
+from iaunet.errors import FileError, IaunetError, TrainingError
+from iaunet.files import read_mask, write_png
+from iaunet.inference.predictor import Prediction, Predictor
+from iaunet.inference.runs import FoldFolder, Run
+from iaunet.inference.scores import CaseScore, ScoreSummary, format_table, read_scores, score_masks, summarise_scores, write_scores
+from iaunet.inference.stream import Input, predict_stream
+from iaunet.planners.plan import Plan
+from iaunet.preprocessing.arrays import Arrays
+from iaunet.records import to_json
+from iaunet.storage import file_digest, write_json
+
+logger = logging.getLogger(__name__)
+
+
+def validate_fold(
+    predictor: Predictor, folder: FoldFolder, dataset: Dataset, arrays: Arrays, names: Sequence[str], notes: Mapping[str, Any]
+) -> ScoreSummary:
+    """Predict held-out cases at native size, keep their masks and scores, and mark the fold as finished.
+
+    Args:
+        predictor: With the fold's network.
+        folder: Gets ``validation/`` with masks and scores.csv, then summary.json.
+        dataset: Knows the true masks and the groups.
+        arrays: The preprocessed inputs.
+        names: The held-out cases.
+        notes: Further facts for summary.json.
+
+    Raises:
+        TrainingError: A case cannot be scored, since its true mask cannot be read any more.
+    """
+    shutil.rmtree(folder.validation, ignore_errors=True)
+    scores = _score_cases(predictor, folder, dataset, arrays, names)
+    order = {name: i for i, name in enumerate(names)}
+    scores.sort(key=lambda score: order[score.name])
+    write_scores(folder.scores_csv, scores)
+    summary = summarise_scores(scores, {name: dataset.groups[name] for name in names if name in dataset.groups})
+    write_summary(folder, {**notes, "scores": summary_to_json(summary)})
+    return summary
+
+
+def write_summary(folder: FoldFolder, content: Mapping[str, Any]) -> None:
+    """Write summary.json with the hash of the weights it tells about: the fold is finished."""
+    write_json(folder.summary_json, {"weights_sha256": file_digest(folder.weights), **content})
+
+
+def summary_to_json(summary: ScoreSummary) -> dict[str, Any]:
+    """A summary of scores as plain values."""
+    labels = {name: label.to_json() for name, label in summary.labels.items()}
+    return to_json(
+        {"n_cases": summary.n_cases, "n_groups": summary.n_groups, "sd_over": summary.sd_over, "labels": labels}
+    )
+
+
+def summarise_run(run: Run, n_folds: int, dataset: Dataset, inflated: str) -> ScoreSummary | None:
+    """Write crossval.json from the held-out cases of all folds; None while folds are missing.
+
+    Args:
+        run: The run.
+        n_folds: Folds of its split.
+        dataset: Knows the groups.
+        inflated: Empty, or why the split's scores are too good.
+    """
+    folders = [run.fold(str(fold)) for fold in range(n_folds)]
+    if not all(folder.is_finished for folder in folders):
+        return None
+    scores: list[CaseScore] = []
+    folds: dict[str, int] = {}
+    for fold, folder in enumerate(folders):
+        held_out = read_scores(folder.scores_csv)
+        scores += held_out
+        folds |= {score.name: fold for score in held_out}
+    summary = summarise_scores(scores, _groups(dataset, folds), folds)
+    content = {
+        "run": run.name,
+        "split": run.record.split,
+        "inflated": inflated,
+        "weights_sha256": [folder.weights_digest() for folder in folders],
+        "scores": summary_to_json(summary),
+    }
+    write_json(run.crossval_json, content)
+    return summary
+
+
+def describe_scores(summary: ScoreSummary, inflated: str) -> list[str]:
+    """The table of a summary, with the reason why it is too good, if there is one."""
+    return [*format_table(summary), *([f"these scores are {inflated}"] if inflated else [])]
+
+
+def _groups(dataset: Dataset, names: Mapping[str, Any]) -> dict[str, str]:
+    return {name: dataset.groups[name] for name in names if name in dataset.groups}
+
+
+def _score_cases(
+    predictor: Predictor, folder: FoldFolder, dataset: Dataset, arrays: Arrays, names: Sequence[str]
+) -> list[CaseScore]:
+    plan = predictor.plan
+    row_of = {row.case: i for i, row in enumerate(arrays.index.rows)}
+    files = {case.name: case for case in dataset.cases}
+
+    def load(name: str) -> Input:
+        row = row_of[name]
+        return arrays.images[row].astype(np.float32), arrays.index.rows[row].geometry
+
+    def finish(name: str, prediction: Prediction) -> CaseScore:
+        truth = _read_truth(plan, dataset, files[name].mask, prediction.labels.shape)
+        write_png(folder.validation / f"{name}.png", plan.coding.decode(prediction.labels))
+        return score_masks(name, prediction.labels, truth, plan.labels)
+
+    scores = []
+    stream = predict_stream(predictor, names, load, finish)
+    for name, result in tqdm(stream, "validate", len(names), unit=" cases", disable=None, leave=False):
+        if isinstance(result, IaunetError):
+            raise TrainingError(f"{name} cannot be scored: {result}; its fold is trained, run the same command again")
+        scores.append(result)
+    return scores
+
+
+def _read_truth(plan: Plan, dataset: Dataset, mask: str | None, size: tuple[int, ...]) -> NDArray[np.uint8]:
+    if mask is None:
+        return np.zeros(size, np.uint8)
+    path: Path = dataset.path(mask)
+    try:
+        truth = plan.coding.encode(read_mask(path))
+    except FileError as fault:
+        raise TrainingError(f"{path}: {fault}") from fault
+    if truth.shape != size:
+        raise TrainingError(f"{path} has another size than when it was planned: plan again")
+    return truth

@@ -1,0 +1,59 @@
+"""Checkpoints: everything that training needs to go on as if it had never stopped."""
+
+import pickle
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import torch
+
+from iaunet.errors import TrainingError
+from iaunet.storage import replacing
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """The state of a training between two steps.
+
+    ``epoch`` and ``step`` (within the epoch) are the next to be done; ``losses`` are the sums over the steps done
+    in the running epoch. ``network`` holds the raw weights and buffers, ``average`` those of the moving average.
+    ``run`` is the digest of the run's record, ``epochs`` the number it will train for. ``generator`` is the state
+    of torch's generator on the CPU, ``threads`` how many threads computed.
+    """
+
+    run: str
+    epochs: int
+    epoch: int
+    step: int
+    losses: dict[str, float]
+    seconds: float
+    network: dict[str, torch.Tensor]
+    optimiser: dict[str, Any]
+    average: dict[str, torch.Tensor] | None
+    average_updates: int
+    scaler: dict[str, Any]
+    generator: torch.Tensor
+    threads: int
+    micro_batch: int
+
+
+def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
+    """Write a checkpoint, whole or not at all."""
+    with replacing(path) as temporary:
+        torch.save({field.name: getattr(checkpoint, field.name) for field in fields(checkpoint)}, temporary)
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint; it can hold tensors and plain values only, nothing in it is run.
+
+    Raises:
+        TrainingError: It is damaged or not ours.
+    """
+    try:
+        return Checkpoint(**torch.load(path, map_location="cpu", weights_only=True))
+    except (OSError, RuntimeError, TypeError, ValueError, EOFError, BadZipFile, pickle.UnpicklingError) as fault:
+        reason = str(fault).split("\n")[0]
+        raise TrainingError(
+            f"{path} is no checkpoint of this version or damaged ({reason}): start the fold anew with --restart"
+        ) from fault

@@ -1,0 +1,76 @@
+"""The command ``iaunet_train``."""
+
+import argparse
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from iaunet.console import ALL_DONE, command_parser, run_command, terminating_like_interrupt
+
+logger = logging.getLogger(__name__)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command's options."""
+    parser = command_parser(
+        "iaunet_train",
+        "Train a network on a planned data set. Run the same command again to go on with what was begun.",
+    )
+    parser.add_argument("dataset", metavar="DATASET", help="a name the workspace knows, or the raw data's folder")
+    parser.add_argument("fold", metavar="FOLD", help="0, 1, ...; cv for every fold; all for one model on every case")
+    parser.add_argument("--network", metavar="NAME", help="iaunet, unet, or package.module:function (default: the plan's)")
+    parser.add_argument("--recipe", metavar="NAME", help="best or paper (default: the plan's)")
+    parser.add_argument("--split", metavar="NAME|FILE", help="random, grouped, or a JSON file (default: the plan's)")
+    parser.add_argument("--name", metavar="NAME", help="the run's name (default: NETWORK-RECIPE-SPLIT)")
+    parser.add_argument("--epochs", type=int, metavar="N", help="epochs (default: the recipe's)")
+    parser.add_argument("--hours", type=float, metavar="H", help="choose the epochs so that the command takes H hours")
+    parser.add_argument("--lr", type=float, metavar="RATE", help="learning rate (default: the recipe's)")
+    parser.add_argument("--batch_size", type=int, metavar="N", help="rows a step (default: the recipe's)")
+    parser.add_argument("--width", type=int, metavar="N", help="channels of the first stage (default: the plan's)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="decides all that is random")
+    parser.add_argument("--memory", type=float, metavar="GB", help="memory a training step may take (default: what is free)")
+    parser.add_argument("--device", default="auto", metavar="DEVICE", help="auto, cpu, cuda, cuda:1, mps")
+    parser.add_argument("--weights", type=Path, metavar="FILE", help="start from the weights of a safetensors file")
+    parser.add_argument("--workers", type=int, metavar="N", help="loading processes (default: chosen)")
+    parser.add_argument("--val_only", action="store_true", help="predict and score the held-out cases again")
+    parser.add_argument("--restart", action="store_true", help="put the old run aside and begin anew")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    arguments = build_parser().parse_args(argv)
+    return run_command(lambda: _run(arguments))
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from iaunet.workspace import open_workspace
+
+    workspace = open_workspace(getattr(arguments, "workspace", None), os.environ)
+    folder = workspace.find(arguments.dataset)
+
+    from iaunet.trainers.training import TrainingOptions, train  # imports torch: after what fails quickly
+
+    options = TrainingOptions(
+        network=arguments.network,
+        recipe=arguments.recipe,
+        split=arguments.split,
+        name=arguments.name,
+        epochs=arguments.epochs,
+        hours=arguments.hours,
+        lr=arguments.lr,
+        batch_size=arguments.batch_size,
+        width=arguments.width,
+        seed=arguments.seed,
+        memory_gb=arguments.memory,
+        device=arguments.device,
+        weights=arguments.weights,
+        val_only=arguments.val_only,
+        restart=arguments.restart,
+        workers=arguments.workers,
+    )
+    with terminating_like_interrupt():
+        run = train(folder, arguments.fold, options)
+    logger.info("next       iaunet_predict -i FOLDER -o FOLDER -d %s --run %s", folder.name, run.name)
+    return ALL_DONE

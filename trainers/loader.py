@@ -1,0 +1,107 @@
+"""Brings batches of augmented rows from the preprocessed arrays to the training loop."""
+
+import signal
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Dataset
+
+from iaunet.preprocessing.arrays import Arrays, open_arrays
+from iaunet.trainers.augmentation import Augmenter
+from iaunet.trainers.sampling import EpochSampler, Sample
+from iaunet.workers import serve_parent
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images [B, C, H, W] float32, targets [B, L, H, W] float32 of 0 and 1, and the rows they come from."""
+
+    images: torch.Tensor
+    targets: torch.Tensor
+    rows: tuple[int, ...]
+
+    def pin_memory(self) -> "Batch":
+        """The batch in memory that a GPU reads without a copy."""
+        return Batch(self.images.pin_memory(), self.targets.pin_memory(), self.rows)
+
+
+class RowDataset(Dataset[tuple[NDArray[np.float32], NDArray[np.uint8], int]]):
+    """Rows of the arrays, augmented. Workers map the arrays themselves: it holds paths, no data.
+
+    Args:
+        folder: The ``preprocessed`` folder.
+        made_from: What the arrays must have been made from.
+        augmenter: Changes each row; None leaves rows as they are.
+    """
+
+    def __init__(self, folder: Path, made_from: str, augmenter: Augmenter | None) -> None:
+        self._folder = folder
+        self._made_from = made_from
+        self._augmenter = augmenter
+
+    def __getstate__(self) -> dict[str, object]:
+        return {name: value for name, value in vars(self).items() if name != "arrays"}
+
+    @cached_property
+    def arrays(self) -> Arrays:
+        """The mapped arrays."""
+        return open_arrays(self._folder, self._made_from)
+
+    def __getitem__(self, sample: Sample) -> tuple[NDArray[np.float32], NDArray[np.uint8], int]:
+        image = self.arrays.images[sample.row].astype(np.float32)
+        mask = np.array(self.arrays.masks[sample.row])
+        if self._augmenter is not None:
+            image, mask = self._augmenter(image, mask, sample.seed)
+        return image, mask, sample.row
+
+
+class Collator:
+    """Puts rows together to a batch, with one binary target map a label."""
+
+    def __init__(self, n_labels: int) -> None:
+        self._n_labels = n_labels
+
+    def __call__(self, rows: list[tuple[NDArray[np.float32], NDArray[np.uint8], int]]) -> Batch:
+        """Rows of (image, mask, row number) to a batch."""
+        images, masks, numbers = zip(*rows, strict=True)
+        labels = np.arange(1, self._n_labels + 1, dtype=np.uint8)[:, None, None]
+        targets = (np.stack(masks)[:, None] == labels).astype(np.float32)
+        return Batch(torch.from_numpy(np.stack(images)), torch.from_numpy(targets), numbers)
+
+
+def make_loader(
+    dataset: RowDataset, sampler: EpochSampler, n_labels: int, workers: int, pin_memory: bool
+) -> DataLoader[Batch]:
+    """A loader that gives the sampler's batches in its order.
+
+    Args:
+        dataset: The rows.
+        sampler: Which rows, in which order.
+        n_labels: Target maps a row.
+        workers: Processes that load; 0 loads in this one.
+        pin_memory: For training on a GPU.
+    """
+    return DataLoader(
+        dataset,
+        batch_sampler=sampler,
+        collate_fn=Collator(n_labels),
+        num_workers=workers,
+        pin_memory=pin_memory,
+        persistent_workers=workers > 0,
+        multiprocessing_context="spawn" if workers else None,
+        worker_init_fn=_start_worker if workers else None,
+    )
+
+
+def _start_worker(worker: int) -> None:
+    """One thread each, and stopping is left to the parent."""
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    serve_parent()
+
+

@@ -1,0 +1,415 @@
+"""The trainer: one fold of one run, from its first step to its scores."""
+
+import logging
+import math
+import platform
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+import numpy as np
+import torch
+from torch import nn
+
+from iaunet.console import Stopped, handling_signals
+from iaunet.device import autocasting, is_out_of_memory, mixed_precision
+from iaunet.errors import TrainingError
+from iaunet.inference.predictor import build_planned_network
+from iaunet.inference.runs import FoldFolder
+from iaunet.loss import bce_dice_loss
+from iaunet.planners.plan import Plan
+from iaunet.preprocessing.arrays import Arrays, open_arrays
+from iaunet.storage import remove_leftovers
+from iaunet.trainers.augmentation import Augmenter
+from iaunet.trainers.averaging import WeightAverage
+from iaunet.trainers.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from iaunet.trainers.loader import Batch, Collator, RowDataset, make_loader
+from iaunet.trainers.memory import FEWEST_ROWS
+from iaunet.trainers.progress import Estimate, Metrics, Picture
+from iaunet.trainers.sampling import CaseOrder, EpochSampler, Sample
+from iaunet.trainers.schedules import learning_rate
+from iaunet.weights import load_weights, save_weights
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoldSetup:
+    """All that decides the training of one fold.
+
+    ``run`` names the run's settings by their digest. ``train`` and ``validation`` are names of cases; the second is
+    empty when a model is trained on every case. ``commands_folds`` is how many folds the command will train, this
+    one included; ``hours`` limits the whole command and fixes the number of epochs unless ``epochs`` has done so.
+    ``weights`` is a file to start from.
+    """
+
+    plan: Plan
+    folder: FoldFolder
+    preprocessed: Path
+    run: str
+    train: tuple[str, ...]
+    validation: tuple[str, ...]
+    seed: int
+    device: torch.device
+    micro_batch: int
+    workers: int
+    epochs: int
+    commands_folds: int = 1
+    hours: float | None = None
+    weights: Path | None = None
+
+
+class Trainer:
+    """Trains one fold. Every step of `fit` is a method of its own, to be overridden by name.
+
+    Args:
+        setup: Everything that decides the training. A checkpoint in its folder is resumed from.
+    """
+
+    def __init__(self, setup: FoldSetup) -> None:
+        self.setup = setup
+        self.recipe = setup.plan.recipe
+        self.device = setup.device
+        self.folder = setup.folder
+        self.epochs = setup.epochs
+        self.micro_batch = setup.micro_batch
+        self.epoch = 0
+        self.step = 0
+        self.losses = {"loss": 0.0, "bce": 0.0, "dice_loss": 0.0}
+        self.seconds = 0.0
+        self._stop_signal: int | None = None
+
+    # The whole training ---------------------------------------------------------------------------------------------
+
+    def fit(self) -> None:
+        """Train from the last checkpoint (or from scratch) to the end and write the weights.
+
+        Raises:
+            Stopped: A signal asked to stop; the running step was finished and saved.
+            TrainingError: The loss is no number any more, or memory does not suffice.
+        """
+        remove_leftovers(self.folder.root)
+        self.build()
+        self.resume_or_start()
+        with handling_signals((signal.SIGINT, signal.SIGTERM), self._ask_to_stop):
+            while self.epoch < self.epochs:
+                self.train_epoch()
+                validation = self.validate()
+                self.log_epoch(validation)
+                self.save_checkpoint()
+                self._stop_if_asked()
+        self.finish()
+
+    def build(self) -> None:
+        """Make network, optimiser, average and loaders."""
+        plan, recipe, setup = self.setup.plan, self.recipe, self.setup
+        torch.manual_seed(setup.seed)
+        network = build_planned_network(plan)
+        if setup.weights is not None:
+            load_weights(setup.weights, network)
+        self.network: nn.Module = network.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.average = WeightAverage(self.network, recipe.average_decay) if recipe.average_weights else None
+        self.optimiser = self.make_optimiser()
+        self.scaler = torch.amp.GradScaler(enabled=mixed_precision(self.device) is torch.float16)
+        self.arrays: Arrays = open_arrays(setup.preprocessed, plan.arrays_digest)
+        order = CaseOrder(
+            self.arrays.index.rows,
+            setup.train,
+            batch_size=recipe.batch_size,
+            most_steps=recipe.most_steps_an_epoch,
+            foreground_rows=recipe.foreground_rows,
+            seed=setup.seed,
+        )
+        self.sampler = EpochSampler(order)
+        augmenter = Augmenter(recipe.augmentation, plan.normalisation, plan.input_size)
+        rows = RowDataset(setup.preprocessed, plan.arrays_digest, augmenter)
+        n_labels = len(plan.labels)
+        self.loader = make_loader(rows, self.sampler, n_labels, setup.workers, self.device.type == "cuda")
+        held_out = set(setup.validation)
+        self.validation_rows = [i for i, row in enumerate(self.arrays.index.rows) if row.case in held_out]
+
+    def make_optimiser(self) -> torch.optim.Optimizer:
+        """Adam or AdamW as the recipe says, nothing left to defaults."""
+        kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+        return kinds[self.recipe.optimiser](
+            self.network.parameters(),
+            lr=self.recipe.lr,
+            betas=(0.9, 0.999),
+            eps=1e-8,
+            weight_decay=self.recipe.weight_decay,
+        )
+
+    # An epoch -------------------------------------------------------------------------------------------------------
+
+    def train_epoch(self) -> None:
+        """Do the steps of the running epoch that are still to do."""
+        self.network.train()
+        self.sampler.epoch, self.sampler.first_step = self.epoch, self.step
+        for batch in self._timed_batches():
+            losses = self.train_step(batch)
+            for name, value in losses.items():
+                self.losses[name] += value
+            self.step += 1
+            if self._stop_signal is not None:
+                self.save_checkpoint()
+            self._stop_if_asked()
+
+    def train_step(self, batch: Batch) -> dict[str, float]:
+        """One step of the optimiser on one batch; with less memory than it needs, in smaller parts.
+
+        Returns:
+            The losses of the batch.
+        """
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.learning_rate()
+        while True:
+            buffers = {name: buffer.clone() for name, buffer in self.network.named_buffers()}
+            random_state = torch.get_rng_state()
+            try:
+                losses = self.accumulate_gradients(batch)
+                break
+            except RuntimeError as fault:
+                if not is_out_of_memory(fault):
+                    raise
+                for name, buffer in self.network.named_buffers():
+                    buffer.copy_(buffers[name])
+                torch.set_rng_state(random_state)
+                self._halve_micro_batch(fault)
+        self._require_finite(losses, batch)
+        self.scaler.unscale_(self.optimiser)
+        if self.recipe.clip_gradient_norm is not None:
+            nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.clip_gradient_norm)
+        self.scaler.step(self.optimiser)
+        self.scaler.update()
+        if self.average is not None:
+            self.average.update(self.network)
+        return losses
+
+    def learning_rate(self) -> float:
+        """The learning rate of the running step; at the end of an epoch that of its last."""
+        steps = self.sampler.order.steps
+        step = self.epoch * steps + min(self.step, steps - 1)
+        return learning_rate(self.recipe, step, steps, self.epochs)
+
+    def accumulate_gradients(self, batch: Batch) -> dict[str, float]:
+        """Forward and backward over the batch, a micro-batch at a time, each weighed by its rows."""
+        self.optimiser.zero_grad(set_to_none=True)
+        sums = torch.zeros(3, device=self.device)
+        parts = zip(batch.images.split(self.micro_batch), batch.targets.split(self.micro_batch), strict=True)
+        for images, targets in parts:
+            images = images.to(self.device, non_blocking=True).contiguous(memory_format=torch.channels_last)
+            targets = targets.to(self.device, non_blocking=True)
+            with autocasting(self.device):
+                logits = self.network(images)
+            losses = bce_dice_loss(logits, targets)
+            share = len(images) / len(batch.images)
+            self.scaler.scale(losses.loss * share).backward()
+            sums += torch.stack([part.detach() * share for part in losses])
+        return dict(zip(("loss", "bce", "dice_loss"), sums.tolist(), strict=True))
+
+    @torch.inference_mode()
+    def validate(self) -> dict[str, float]:
+        """Loss and mean Dice per image of the held-out rows at the input's size; nan when none is held out."""
+        if not self.validation_rows:
+            return {"validation_loss": math.nan, "validation_dice": math.nan}
+        network = self.result_network()
+        losses: list[float] = []
+        dices: list[float] = []
+        for batch in self._validation_batches():
+            with autocasting(self.device):
+                logits = network(batch.images.to(self.device).contiguous(memory_format=torch.channels_last))
+            targets = batch.targets.to(self.device)
+            losses += [float(bce_dice_loss(logits, targets).loss)] * len(batch.rows)
+            thresholds = torch.tensor(self.setup.plan.inference.thresholds, device=self.device)
+            predicted = logits.float().sigmoid() >= thresholds[:, None, None]
+            dices += dice_per_image(predicted, targets > 0).flatten().tolist()
+        self.network.train()
+        return {"validation_loss": float(np.mean(losses)), "validation_dice": float(np.mean(dices))}
+
+    def log_epoch(self, validation: dict[str, float]) -> None:
+        """Tell the epoch's numbers, on the screen and in metrics.csv, and begin the next."""
+        steps = self.sampler.order.steps
+        row = {
+            "epoch": self.epoch + 1,
+            **{name: value / steps for name, value in self.losses.items()},
+            **validation,
+            "lr": self.learning_rate(),
+            "seconds": self.seconds,
+        }
+        self.metrics.add(row)
+        logger.info(
+            "epoch %d/%d  loss %.3f  dice %.3f  lr %.1e  %.0f s",
+            row["epoch"],
+            self.epochs,
+            row["loss"],
+            row["validation_dice"],
+            row["lr"],
+            row["seconds"],
+        )
+        self.picture.update(self.metrics, now=self.epoch + 1 == self.epochs)
+        self.epoch, self.step, self.seconds = self.epoch + 1, 0, 0.0
+        self.losses = dict.fromkeys(self.losses, 0.0)
+
+    # Stopping and going on ------------------------------------------------------------------------------------------
+
+    def resume_or_start(self) -> None:
+        """Take up the checkpoint if there is one."""
+        if self.folder.checkpoint.exists():
+            self.load(load_checkpoint(self.folder.checkpoint))
+        self.metrics = Metrics(self.folder.metrics_csv, self.epoch)
+        self.picture = Picture(self.folder.progress_png)
+        steps = (self.epochs - self.epoch) * self.sampler.order.steps - self.step
+        later = (self.setup.commands_folds - 1) * self.epochs * self.sampler.order.steps
+        self.estimate = Estimate(steps + later, self.device.type == "cpu")
+        self._hours_to_fix = self.setup.hours if self.epoch == 0 and self.step == 0 else None
+
+    def load(self, checkpoint: Checkpoint) -> None:
+        """Go back to the state of a checkpoint.
+
+        Raises:
+            TrainingError: It is of a run with other settings.
+        """
+        if checkpoint.run != self.setup.run:
+            raise TrainingError(
+                f"{self.folder.checkpoint} belongs to a run with other settings: use --restart, or --name for a new run"
+            )
+        self.network.load_state_dict(checkpoint.network)
+        self.optimiser.load_state_dict(checkpoint.optimiser)
+        if self.average is not None and checkpoint.average is not None:
+            self.average.network.load_state_dict(checkpoint.average)
+            self.average.updates = checkpoint.average_updates
+        self.scaler.load_state_dict(checkpoint.scaler)
+        torch.set_rng_state(checkpoint.generator)
+        self.epoch, self.step, self.epochs = checkpoint.epoch, checkpoint.step, checkpoint.epochs
+        self.losses, self.seconds = dict(checkpoint.losses), checkpoint.seconds
+        self.micro_batch = min(self.micro_batch, checkpoint.micro_batch)
+        logger.info("going on from epoch %d, step %d", self.epoch + 1, self.step)
+        if self.device.type == "cpu" and checkpoint.threads != torch.get_num_threads():
+            logger.info(
+                "this CPU training began with %d threads and goes on with %d: the last digits may differ",
+                checkpoint.threads,
+                torch.get_num_threads(),
+            )
+
+    def save_checkpoint(self) -> None:
+        """Write the state after the last step done."""
+        average = self.average
+        checkpoint = Checkpoint(
+            run=self.setup.run,
+            epochs=self.epochs,
+            epoch=self.epoch,
+            step=self.step,
+            losses=self.losses,
+            seconds=self.seconds,
+            network=self.network.state_dict(),
+            optimiser=self.optimiser.state_dict(),
+            average=average.network.state_dict() if average else None,
+            average_updates=average.updates if average else 0,
+            scaler=self.scaler.state_dict(),
+            generator=torch.get_rng_state(),
+            threads=torch.get_num_threads(),
+            micro_batch=self.micro_batch,
+        )
+        save_checkpoint(checkpoint, self.folder.checkpoint)
+
+    def finish(self) -> None:
+        """Write the weights that inference reads: the averaged ones where the recipe averages."""
+        save_weights(self.folder.weights, self.result_network().state_dict())
+
+    def result_network(self) -> nn.Module:
+        """The network that is the result of the training so far, in evaluation mode."""
+        return self.average.network if self.average is not None else self.network.eval()
+
+    # Details --------------------------------------------------------------------------------------------------------
+
+    def _timed_batches(self) -> Iterator[Batch]:
+        """The batches, with the time from one to the next taken, loading included."""
+        start = time.perf_counter()
+        for batch in self.loader:
+            yield batch
+            now = time.perf_counter()
+            self.seconds += now - start
+            if self.estimate.add(now - start):
+                self._fix_epochs()
+                self.estimate.tell()
+            start = now
+
+    def _validation_batches(self) -> Iterator[Batch]:
+        rows = RowDataset(self.setup.preprocessed, self.setup.plan.arrays_digest, None)
+        collate = Collator(len(self.setup.plan.labels))
+        size = min(self.micro_batch, 8)
+        for start in range(0, len(self.validation_rows), size):
+            numbers = self.validation_rows[start : start + size]
+            yield collate([rows[Sample(row, (0, 0, 0))] for row in numbers])
+
+    def _fix_epochs(self) -> None:
+        """Once, after the first steps: as many epochs as the hours allow."""
+        if self._hours_to_fix is None:
+            return
+        seconds = self._hours_to_fix * 3600 / self.setup.commands_folds
+        steps = self.sampler.order.steps
+        an_epoch = self.estimate.seconds_a_step * steps * (1 + VALIDATION_COST * self._held_out_share())
+        self.epochs = max(1, min(self.epochs, int(seconds / an_epoch)))
+        self._hours_to_fix = None
+        self.estimate.steps = self.setup.commands_folds * self.epochs * steps
+        logger.info("%g hours allow %d epochs", self.setup.hours, self.epochs)
+
+    def _held_out_share(self) -> float:
+        return len(self.setup.validation) / len(self.setup.train)
+
+    def _ask_to_stop(self, number: int, frame: FrameType | None) -> None:
+        if self._stop_signal is not None:
+            raise KeyboardInterrupt
+        self._stop_signal = number
+        logger.info("stopping after this step ...")
+
+    def _stop_if_asked(self) -> None:
+        if self._stop_signal is not None:
+            raise Stopped(
+                f"saved after epoch {self.epoch}, step {self.step}: run the same command again to go on"
+                if self.step
+                else f"saved after epoch {self.epoch}: run the same command again to go on"
+            )
+
+    def _require_finite(self, losses: dict[str, float], batch: Batch) -> None:
+        if math.isfinite(losses["loss"]):
+            return
+        cases = sorted({self.arrays.index.rows[row].case for row in batch.rows})
+        raise TrainingError(
+            f"the loss is {losses['loss']} in epoch {self.epoch + 1}, step {self.step + 1}, with the cases "
+            f"{', '.join(cases)}: look at these, or lower --lr; the last checkpoint is kept"
+        )
+
+    def _halve_micro_batch(self, fault: RuntimeError) -> None:
+        rows = self.micro_batch // 2
+        if rows < min(FEWEST_ROWS, self.recipe.batch_size):
+            raise TrainingError(
+                f"memory does not suffice for {self.micro_batch} rows on {self.device}: use a smaller --width, "
+                "or close other programs"
+            ) from fault
+        self.micro_batch = rows
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        logger.warning("memory ran out: going on with %d rows at a time", rows)
+
+
+VALIDATION_COST = 1 / 3
+"""Of the cost of training on a row: forward only."""
+
+
+def dice_per_image(predicted: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+    """Dice, eq. (12), of boolean maps [B, L, H, W]: [B, L]; 1 where both are empty."""
+    overlap = (predicted & truth).sum((2, 3))
+    total = predicted.sum((2, 3)) + truth.sum((2, 3))
+    return torch.where(total > 0, 2 * overlap / total.clamp(min=1), 1.0)
+
+
+def library_versions() -> dict[str, str]:
+    """The versions that a result depends on."""
+    from importlib.metadata import version
+
+    names: Sequence[str] = ("iaunet", "torch", "numpy", "batchgenerators", "Pillow", "scipy")
+    return {"python": platform.python_version(), **{name: version(name) for name in names}}

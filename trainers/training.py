@@ -1,0 +1,320 @@
+"""Trains folds of a run: settings resolved, folders locked, folds trained and validated, scores summed up."""
+
+import dataclasses
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from iaunet.dataset import Dataset
+from iaunet.device import choose_device, free_memory, unused_gpu
+from iaunet.errors import TrainingError
+from iaunet.inference.predictor import Predictor, build_planned_network
+from iaunet.inference.runs import ALL_CASES, FoldFolder, Run, RunRecord
+from iaunet.inference.validation import describe_scores, summarise_run, validate_fold, write_summary
+from iaunet.planners.folds import Fold, Split, find_split, load_splits
+from iaunet.planners.plan import NetworkPlan, Plan, load_plan
+from iaunet.planners.recipes import find_recipe
+from iaunet.preprocessing.arrays import open_arrays
+from iaunet.records import to_json
+from iaunet.storage import digest, make_folder
+from iaunet.trainers.memory import find_micro_batch
+from iaunet.trainers.trainer import FoldSetup, Trainer, library_versions
+from iaunet.weights import load_weights
+from iaunet.workers import default_workers
+from iaunet.workspace import DatasetFolder, locked
+
+logger = logging.getLogger(__name__)
+
+MOST_GPU_WORKERS = 12
+STEPS_WORTH_A_WORKER = 400
+"""A loading process takes seconds to start, so short trainings on a CPU do without."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingOptions:
+    """What a user may decide otherwise than the plan; None leaves it to the plan.
+
+    ``split`` is a name or a JSON file, ``name`` the run's (else NETWORK-RECIPE-SPLIT), ``hours`` a limit for the
+    whole command, ``memory_gb`` for a training step, ``weights`` a safetensors file to start from. ``val_only``
+    predicts and scores finished trainings again, ``restart`` puts the old run aside and begins anew. ``workers``
+    are loading processes.
+    """
+
+    network: str | None = None
+    recipe: str | None = None
+    split: str | None = None
+    name: str | None = None
+    epochs: int | None = None
+    hours: float | None = None
+    lr: float | None = None
+    batch_size: int | None = None
+    width: int | None = None
+    seed: int = 0
+    memory_gb: float | None = None
+    device: str = "auto"
+    weights: Path | None = None
+    val_only: bool = False
+    restart: bool = False
+    workers: int | None = None
+
+
+def train(folder: DatasetFolder, fold: str, options: TrainingOptions) -> Run:
+    """Train one fold of a run, all of them, or one model on every case; what was begun is gone on with.
+
+    Args:
+        folder: The dataset's folder in the workspace.
+        fold: "0", "1", ..., "cv" for every fold, or "all" for one model on every case.
+        options: What to do otherwise than planned.
+
+    Returns:
+        The run.
+
+    Raises:
+        TrainingError: The fold or a setting cannot be, or the run was begun with other settings.
+        Stopped: A signal asked to stop; everything is saved.
+    """
+    session = _Session(folder, options)
+    folds = session.parse_folds(fold)
+    if options.restart:
+        _put_aside(session.run)
+    record = session.settle_record()
+    logger.info("run        %s", session.run.root)
+    for i, name in enumerate(folds):
+        with locked(session.run.fold(name).root, "training"):
+            record = session.train_fold(name, record, len(folds) - i)
+    summary = summarise_run(session.run, len(session.split.folds), session.dataset, session.split.inflated)
+    if summary is not None:
+        logger.info("cross-validation over %d folds: %s", len(session.split.folds), session.run.crossval_json)
+        for line in describe_scores(summary, session.split.inflated):
+            logger.info("%s", line)
+    return session.run
+
+
+class _Session:
+    """One call of `train`: the resolved settings and what is made from them."""
+
+    def __init__(self, folder: DatasetFolder, options: TrainingOptions) -> None:
+        self.folder = folder
+        self.options = options
+        self.dataset: Dataset = folder.load_dataset()
+        self.plan = resolve_plan(load_plan(folder.plan_json), options)
+        names = [case.name for case in self.dataset.cases]
+        wish = options.split or self.plan.split
+        self.split: Split = find_split(load_splits(folder.splits_json), wish, names)
+        self.arrays = open_arrays(folder.preprocessed, self.plan.arrays_digest)
+        default_name = f"{self.plan.network.name.rpartition(':')[2]}-{self.plan.recipe.name}-{self.split.name}"
+        self.run = Run(folder.runs / _valid_name(options.name or default_name))
+
+    @cached_property
+    def device(self) -> torch.device:
+        """Where to compute."""
+        device = choose_device(self.options.device)
+        logger.info("device     %s", _describe_device(device))
+        warning = unused_gpu(device)
+        if warning:
+            logger.warning("warning    %s", warning)
+        return device
+
+    def parse_folds(self, fold: str) -> list[str]:
+        """The names of the folds to train."""
+        names = [str(i) for i in range(len(self.split.folds))]
+        if fold == "cv":
+            return names
+        if fold in (*names, ALL_CASES):
+            return [fold]
+        raise TrainingError(
+            f"fold {fold!r} is not known: {self.folder.name} has folds {names[0]} to {names[-1]} in the split "
+            f"{self.split.name}, 'cv' for all of them, and 'all' for one model on every case"
+        )
+
+    def settle_record(self) -> RunRecord:
+        """The run's record: the one on disk if it has the same settings, else a new one."""
+        if self.run.run_json.exists():
+            record = self.run.record
+            self._require_same(record)
+            return record
+        if self.options.val_only:
+            raise TrainingError(f"{self.run.name} was not trained yet: leave out --val_only")
+        record = self._new_record()
+        make_folder(self.run.root)
+        self.run.write_record(record)
+        return record
+
+    def train_fold(self, name: str, record: RunRecord, commands_folds: int) -> RunRecord:
+        """Train and validate a fold unless that is done; returns the record, with the epochs fixed if they were."""
+        fold = self.run.fold(name)
+        if fold.is_finished and not self.options.val_only:
+            logger.info("fold %s is finished: %s", name, fold.root)
+            return record
+        cases = self._cases(name)
+        if not self.options.val_only:
+            trainer = Trainer(self._setup(fold, cases, record, commands_folds))
+            trainer.fit()
+            if record.hours is not None and record.epochs is None:
+                record = dataclasses.replace(record, epochs=trainer.epochs)
+                self.run.write_record(record)
+        elif not fold.weights.exists():
+            raise TrainingError(f"fold {name} of {self.run.name} was not trained yet: leave out --val_only")
+        self._validate(fold, cases, record)
+        return record
+
+    def _cases(self, name: str) -> Fold:
+        if name != ALL_CASES:
+            return self.split.folds[int(name)]
+        return Fold(train=tuple(case.name for case in self.dataset.cases), validation=())
+
+    def _setup(self, fold: FoldFolder, cases: Fold, record: RunRecord, commands_folds: int) -> FoldSetup:
+        epochs = record.epochs or self.plan.recipe.epochs
+        return FoldSetup(
+            plan=self.plan,
+            folder=fold,
+            preprocessed=self.folder.preprocessed,
+            run=digest(settings(record)),
+            train=cases.train,
+            validation=cases.validation,
+            seed=record.seed,
+            device=self.device,
+            micro_batch=record.micro_batch,
+            workers=self._workers(len(cases.train), epochs),
+            epochs=epochs,
+            commands_folds=commands_folds,
+            hours=record.hours if record.epochs is None else None,
+            weights=self.options.weights,
+        )
+
+    def _validate(self, fold: FoldFolder, cases: Fold, record: RunRecord) -> None:
+        notes = {"run": self.run.name, "fold": fold.fold, "split": self.split.name, "inflated": self.split.inflated}
+        if not cases.validation:
+            write_summary(fold, {**notes, "scores": None})
+            logger.info("trained on every case, so there is no score; next: iaunet_predict -d %s -f all", self.folder.name)
+            return
+        network = build_planned_network(record.plan)
+        load_weights(fold.weights, network)
+        predictor = Predictor(record.plan, [network], self.device)
+        summary = validate_fold(predictor, fold, self.dataset, self.arrays, cases.validation, notes)
+        logger.info("fold %s: %s", fold.fold, fold.root)
+        for line in describe_scores(summary, self.split.inflated):
+            logger.info("%s", line)
+
+    def _new_record(self) -> RunRecord:
+        memory = int(self.options.memory_gb * 2**30) if self.options.memory_gb else free_memory(self.device)
+        plan = self.plan
+        rows = find_micro_batch(
+            build_planned_network(plan), plan.channels, plan.input_size, plan.recipe.batch_size, memory
+        )
+        return RunRecord(
+            plan=plan,
+            overrides=self._overrides(),
+            split=self.split.name,
+            split_digest=digest(to_json(self.split.folds)),
+            seed=self.options.seed,
+            micro_batch=rows,
+            device=_describe_device(self.device),
+            threads=torch.get_num_threads(),
+            versions=library_versions(),
+            hours=self.options.hours,
+        )
+
+    def _overrides(self) -> dict[str, str | int | float]:
+        names = ("network", "recipe", "epochs", "lr", "batch_size", "width", "memory_gb", "weights")
+        given = {name: getattr(self.options, name) for name in names}
+        return {name: str(value) if isinstance(value, Path) else value for name, value in given.items() if value is not None}
+
+    def _require_same(self, record: RunRecord) -> None:
+        """Refuse to go on with a run of other settings."""
+        wished = dataclasses.replace(
+            record,
+            plan=self.plan,
+            split=self.split.name,
+            split_digest=digest(to_json(self.split.folds)),
+            seed=self.options.seed,
+            hours=self.options.hours,
+        )
+        changed = differences(settings(record), settings(wished))
+        if changed:
+            raise TrainingError(
+                f"{self.run.root} was begun with other settings ({'; '.join(changed)}): give the same settings to go on, "
+                "--restart to put it aside and begin anew, or --name for another run"
+            )
+
+    def _workers(self, n_train: int, epochs: int) -> int:
+        if self.options.workers is not None:
+            return self.options.workers
+        if self.device.type != "cpu":
+            return min(MOST_GPU_WORKERS, max(1, default_workers() - 1))
+        steps = -(-n_train // self.plan.recipe.batch_size) * epochs
+        return int(steps >= STEPS_WORTH_A_WORKER)
+
+
+def resolve_plan(plan: Plan, options: TrainingOptions) -> Plan:
+    """The plan with what the user decides otherwise.
+
+    Raises:
+        TrainingError: The plan names a stranger's network that the user does not name as well.
+        PlanError: The recipe is unknown.
+        FieldError: A value cannot be.
+    """
+    network = plan.network
+    if options.network is not None and options.network != network.name:
+        network = NetworkPlan(name=options.network, width=network.width, depth=network.depth)
+    elif ":" in network.name and options.network is None:
+        raise TrainingError(
+            f"the plan names the network {network.name}, whose code would be run: give --network {network.name} "
+            "if you trust it"
+        )
+    if options.width is not None:
+        network = dataclasses.replace(network, width=options.width)
+    recipe = plan.recipe
+    if options.recipe is not None and options.recipe != recipe.name:
+        recipe = find_recipe(options.recipe)
+    given = {"epochs": options.epochs, "lr": options.lr, "batch_size": options.batch_size}
+    recipe = dataclasses.replace(recipe, **{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
+    return dataclasses.replace(plan, network=network, recipe=recipe)
+
+
+def settings(record: RunRecord) -> dict[str, Any]:
+    """What must be the same for a run to be gone on with."""
+    plan = {name: value for name, value in to_json(record.plan).items() if name not in ("why", "warnings", "planned")}
+    names = ("split", "split_digest", "seed", "hours")
+    return {"plan": plan, **{name: getattr(record, name) for name in names}}
+
+
+def differences(before: Any, now: Any, name: str = "") -> list[str]:
+    """The fields in which two nested values differ, as ``field: before -> now``."""
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        found = []
+        for key in dict.fromkeys((*before, *now)):
+            found += differences(before.get(key), now.get(key), f"{name}.{key}" if name else str(key))
+        return found
+    return [] if before == now else [f"{name}: {before} -> {now}"]
+
+
+def _put_aside(run: Run) -> None:
+    """Rename a run's folder: nothing of it is deleted."""
+    if not run.root.exists():
+        return
+    number = 1
+    while (aside := run.root.with_name(f"{run.name}.old-{number}")).exists():
+        number += 1
+    run.root.rename(aside)
+    run.__dict__.pop("record", None)
+    logger.info("the old run is kept as %s", aside)
+
+
+def _valid_name(name: str) -> str:
+    if not name or any(character in name for character in '/\\:*?"<>|') or name.startswith("."):
+        raise TrainingError(f"{name!r} cannot be a run's name: use letters, digits, '-', '_', '.'")
+    return name
+
+
+def _describe_device(device: torch.device) -> str:
+    if device.type == "cuda":
+        return f"{device} ({torch.cuda.get_device_name(device)})"
+    return f"{device} ({torch.get_num_threads()} threads)" if device.type == "cpu" else str(device)
+
+
