@@ -21,11 +21,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         module, _ = COMMANDS[name]
         code: int = import_module(module).main(rest)
         return code
+    is_wish_for_help = name in ("__help", "_h", "help")
+    if not is_wish_for_help:
+        print(f"error: there is no command {name!r}", file=sys.stderr)
     print("iaunet: cross-validated segmentation of 2D medical images. The commands:")
     for command, (_, does) in COMMANDS.items():
         print(f"  iaunet_{command:22} {does}")
     print("Each tells more with --help.")
-    return 0 if name in ("__help", "_h", "help") else 2
+    return 0 if is_wish_for_help else 2
 
 
 if __name__ == "__main__":

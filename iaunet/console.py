@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import io
 import logging
 import os
 import signal
@@ -82,6 +83,8 @@ def run_command(body: Callable[[], int]) -> int:
 @contextlib.contextmanager
 def _logging_to_screen(stream: IO[str]) -> Iterator[None]:
     logger = logging.getLogger("iaunet")
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(errors="backslashreplace")  # a name the terminal cannot show stops nothing
     handler = logging.StreamHandler(stream)
     handler.setFormatter(logging.Formatter("%(message)s"))
     level = logger.level

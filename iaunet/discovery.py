@@ -82,9 +82,7 @@ def discover_cases(source: Source) -> Discovery:
         understood = _describe_layout(root, files)
     image_list, mask_list = _tell_apart(files)
     image_files = _by_key((file.key, file.path) for file in image_list)
-    mask_files = _by_key(
-        (file.key if file.key in image_files else file.bare, file.path) for file in mask_list
-    )
+    mask_files = _by_key((file.key if file.key in image_files else file.bare, file.path) for file in mask_list)
     _require_both(root, image_files, mask_files, source.missing_mask)
     cases, problems = _pair(root, image_files, mask_files, source.missing_mask)
     return Discovery(cases, tuple(problems), f"{len(cases)} cases: {understood}")
@@ -115,9 +113,7 @@ def _refuse_folder(fault: OSError) -> None:
     raise DatasetError(f"{fault.filename} cannot be read ({fault.strerror}): mend its permissions") from fault
 
 
-def _walk(
-    root: Path, suffixes: Sequence[str], role: Literal["image", "mask"] | None = None
-) -> Iterator[_Found]:
+def _walk(root: Path, suffixes: Sequence[str], role: Literal["image", "mask"] | None = None) -> Iterator[_Found]:
     files = _list_files(root)
     volumes = [path for path in files if path.name.lower().endswith(VOLUME_ENDINGS)]
     if volumes and not any(map(is_image_file, files)):
@@ -195,7 +191,7 @@ def _require_both(
         raise DatasetError(
             f"{root} holds no images ({', '.join(FORMATS)}): give the folder that holds images and masks"
         )
-    if not masks and missing_mask == "error":
+    if not masks and missing_mask != "empty":
         raise DatasetError(
             f"{root} holds {len(images)} images and no masks: put the masks in a folder 'masks' beside 'images', "
             f"end their names in {', '.join(MASK_SUFFIXES)}, or give --images DIR --masks DIR"

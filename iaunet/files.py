@@ -81,9 +81,7 @@ def read_bytes(path: Path) -> bytes:
     except FileNotFoundError as fault:
         raise FileError("file is missing", "restore it, or plan again without it") from fault
     except OSError as fault:
-        raise FileError(
-            f"cannot be read ({fault.strerror})", "mend its permissions or copy it again"
-        ) from fault
+        raise FileError(f"cannot be read ({fault.strerror})", "mend its permissions or copy it again") from fault
     if not data:
         raise FileError("file is empty", "copy it again or remove it")
     return data
@@ -181,9 +179,7 @@ def to_channels(pixels: NDArray[np.generic], channels: int) -> NDArray[np.generi
         if np.issubdtype(pixels.dtype, np.integer):
             grey = np.rint(grey)
         return grey.astype(pixels.dtype)
-    raise FileError(
-        f"has {own} channels, the data set has {channels}", f"give images with {channels} channels"
-    )
+    raise FileError(f"has {own} channels, the data set has {channels}", f"give images with {channels} channels")
 
 
 def _open(data: bytes) -> Image.Image:

@@ -80,9 +80,7 @@ def _by_expression(names: Sequence[str], expression: str) -> dict[str, str]:
         match = pattern.search(name)
         group = match and match[1 if pattern.groups else 0]
         if not group:
-            raise DatasetError(
-                f"--groups {expression} finds no group in the case {name}: widen it, or give a CSV"
-            )
+            raise DatasetError(f"--groups {expression} finds no group in the case {name}: widen it, or give a CSV")
         found[name] = group
     return found
 

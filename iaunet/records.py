@@ -74,7 +74,7 @@ def from_json(kind: type[Record], data: Any) -> Record:
     """
     if not isinstance(data, dict):
         raise FieldError(kind.__name__.lower(), f"is {_shortened(data)}: give an object in braces")
-    hints = _field_types(kind)
+    hints = _field_types(kind)  # type: ignore[arg-type]
     for name in data:
         if name not in hints:
             raise FieldError(name, f"is not known here: the fields are {', '.join(hints)}")

@@ -38,9 +38,7 @@ def naming_disk_faults(path: Path) -> Iterator[None]:
         yield
     except OSError as fault:
         if fault.errno in _NO_SPACE:
-            raise WorkspaceError(
-                f"no space left for {path}: free some space and run the same command again"
-            ) from fault
+            raise WorkspaceError(f"no space left for {path}: free some space and run the same command again") from fault
         if fault.errno in _NOT_WRITABLE:
             raise WorkspaceError(
                 f"{path} cannot be written ({fault.strerror}): choose another folder or mend its permissions"

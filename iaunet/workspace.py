@@ -160,9 +160,7 @@ def locked(folder: Path, doing: str) -> Iterator[None]:
         with naming_disk_faults(folder):
             lock.acquire()
     except Timeout as fault:
-        raise WorkspaceError(
-            f"another process is {doing} in {folder}: wait until it ends, or stop it first"
-        ) from fault
+        raise WorkspaceError(f"another process is {doing} in {folder}: wait until it ends, or stop it first") from fault
     try:
         yield
     finally:

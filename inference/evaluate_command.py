@@ -75,10 +75,10 @@ def _describe(evaluation: "Evaluation") -> list[str]:
 
     notes = [problem for problem in evaluation.problems if problem.level == "note"]
     lines = [f"masks      {evaluation.understood}", f"groups     {evaluation.groups_from}"]
-    lines += [f"note       {note.file} {note.what}: {note.mend}" for note in notes[:MOST_NOTES]]
+    lines += [f"note       {note.file}: {note.what}: {note.mend}" for note in notes[:MOST_NOTES]]
     if len(notes) > MOST_NOTES:
         lines.append(f"note       and {len(notes) - MOST_NOTES} more of this kind")
     lines += ["", *format_table(evaluation.summary), ""]
-    lines += [f"failed     {fault.file} {fault.what}: {fault.mend}" for fault in evaluation.failures]
+    lines += [f"failed     {fault.file}: {fault.what}: {fault.mend}" for fault in evaluation.failures]
     n_failed, n_scored = len(evaluation.failures), len(evaluation.scores)
     return [*lines, f"scored     {n_scored} of {n_scored + n_failed} cases, {n_failed} failed"]

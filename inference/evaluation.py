@@ -254,8 +254,8 @@ def _read_pairs(pairs: Sequence[MaskPair], workers: int) -> tuple[list[MaskPair]
         predictions.update(contents.prediction)
         truth.update(contents.truth)
     if not sound:
-        first = f"{faults[0].file} {faults[0].what}: {faults[0].mend}"
-        raise PredictionError(f"none of the {len(pairs)} pairs of masks can be scored, the first is {first}")
+        first = f"{faults[0].file}: {faults[0].what}: {faults[0].mend}"
+        raise PredictionError(f"none of the {len(pairs)} pairs of masks can be scored; the first: {first}")
     return sound, judge_folders(predictions, truth), faults
 
 

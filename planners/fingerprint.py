@@ -15,8 +15,8 @@ from iaunet.dataset import Case, MaskCoding, Problem
 from iaunet.errors import FileError
 from iaunet.planners.duplicates import Groups, exact_duplicates, near_duplicates
 from iaunet.planners.histogram import Histogram
-from iaunet.planners.mask_values import judge_masks
-from iaunet.planners.measures import Measurement, MeasureTask, measure_case
+from iaunet.planners.mask_values import ALL_MASKS, judge_masks
+from iaunet.planners.measures import LabelMeasures, Measurement, MeasureTask, measure_case
 from iaunet.records import to_json
 from iaunet.resample import Size
 from iaunet.storage import digest
@@ -61,6 +61,16 @@ class LabelFingerprint:
     components: int
     diameter: float
     ceiling: float
+
+    @classmethod
+    def of(cls, measures: LabelMeasures) -> "LabelFingerprint":
+        """The measures of a label, rounded."""
+        return cls(
+            share=round(measures.share, 6),
+            components=len(measures.diameters),
+            diameter=float(np.median(measures.diameters)),
+            ceiling=round(measures.ceiling, 4),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,9 +161,7 @@ class Reading:
     faulty: frozenset[str]
 
 
-def fingerprint_dataset(
-    root: Path, cases: Sequence[Case], workers: int, skip_faulty: bool = False
-) -> Reading:
+def fingerprint_dataset(root: Path, cases: Sequence[Case], workers: int, skip_faulty: bool = False) -> Reading:
     """Measure all cases of a dataset, each file decoded once.
 
     Args:
@@ -179,7 +187,7 @@ def fingerprint_dataset(
     try:
         coding, notes = judge_masks(sound)
     except FileError as fault:
-        return Reading(None, None, (*problems, Problem.of("masks", fault)), faulty)
+        return Reading(None, None, (*problems, Problem.of(ALL_MASKS, fault)), faulty)
     sound = _measured_by(coding, tasks, sound, workers)
     return Reading(_sum_up(sound, coding), coding, (*problems, *notes, *_notes(sound)), faulty)
 
@@ -228,9 +236,7 @@ def _usual_depth(measurements: Sequence[Measurement]) -> str:
     return max(sorted(set(depths)), key=depths.count, default="")
 
 
-def _mixed_images(
-    measurements: Sequence[Measurement], usual: str, tasks: Sequence[MeasureTask]
-) -> list[Problem]:
+def _mixed_images(measurements: Sequence[Measurement], usual: str, tasks: Sequence[MeasureTask]) -> list[Problem]:
     """Faults of images whose pixel type is not the usual one."""
     files = {task.case: task.image_file for task in tasks}
     what = "pixels are {}, most of the data set has {}"
@@ -299,7 +305,6 @@ def _intensity(histograms: Sequence[tuple[Histogram, ...]], channels: int) -> tu
 
 def _case_fingerprint(measurement: Measurement, n_labels: int) -> CaseFingerprint:
     labels = measurement.labels or {}
-    found = [labels.get(label) for label in range(1, n_labels + 1)]
     return CaseFingerprint(
         name=measurement.case,
         size=measurement.size,
@@ -310,14 +315,7 @@ def _case_fingerprint(measurement: Measurement, n_labels: int) -> CaseFingerprin
         intensity=tuple(map(Intensity.of, measurement.histograms)),
         foreground=tuple(map(Intensity.of, measurement.foreground)) if labels else (),
         labels=tuple(
-            label
-            and LabelFingerprint(
-                share=round(label.share, 6),
-                components=len(label.diameters),
-                diameter=float(np.median(label.diameters)),
-                ceiling=round(label.ceiling, 4),
-            )
-            for label in found
+            LabelFingerprint.of(labels[label]) if label in labels else None for label in range(1, n_labels + 1)
         ),
         local_width=measurement.local_width and round(measurement.local_width, 2),
     )

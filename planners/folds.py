@@ -124,7 +124,7 @@ def _parse_split_file(path: Path, data: Any, known: set[str]) -> Split:
     form = 'give a list of {"train": [names], "val": [names]}'
     if not isinstance(data, list) or not data:
         raise PlanError(f"{path} holds no list of folds: {form}")
-    folds = []
+    folds: list[Fold] = []
     for i, entry in enumerate(data):
         if not isinstance(entry, dict) or not {"train", "val"} <= entry.keys():
             raise PlanError(f"{path}: fold {i} lacks train or val: {form}")
@@ -134,9 +134,7 @@ def _parse_split_file(path: Path, data: Any, known: set[str]) -> Split:
             raise PlanError(f"{path}: fold {i}: {fault}: {form}") from fault
         strangers = {*fold.train, *fold.validation} - known
         if strangers:
-            raise PlanError(
-                f"{path}: fold {i} names {min(strangers)}, which is no case of the data set: correct it"
-            )
+            raise PlanError(f"{path}: fold {i} names {min(strangers)}, which is no case of the data set: correct it")
         both = {*fold.train} & {*fold.validation}
         if both:
             raise PlanError(f"{path}: fold {i} trains on {min(both)} and holds it out: correct it")
@@ -221,9 +219,7 @@ def _deal(
     total = np.maximum(np.sum(list(weight.values()), axis=0), 1)
     filled = np.zeros((n_folds, len(total)))
     held_out: dict[str, int] = {}
-    order = sorted(
-        units, key=lambda unit: (not any(n in fold_of for n in unit), -len(unit), _shuffle_key(unit))
-    )
+    order = sorted(units, key=lambda unit: (not any(n in fold_of for n in unit), -len(unit), _shuffle_key(unit)))
     for unit in order:
         before = [fold_of[name] for name in unit if name in fold_of]
         if before:

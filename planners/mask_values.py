@@ -10,6 +10,9 @@ from iaunet.planners.measures import MOST_MASK_VALUES, Measurement
 RAREST_VALUE = 1e-4
 """A value with a smaller share of all pixels is taken for noise, not for a label."""
 
+ALL_MASKS = "masks"
+"""Stands for the file where a problem is one of all masks together."""
+
 LARGEST_VALUE = 65535
 BINARY_TOLERANCE = 16
 BINARY_SHARE = 0.98
@@ -40,9 +43,7 @@ def judge_masks(measurements: Sequence[Measurement]) -> tuple[MaskCoding, list[P
             "all masks are empty", "check that the masks are those of these images and that foreground is above 0"
         )
     if min(totals) < 0 or max(totals) > LARGEST_VALUE:
-        raise FileError(
-            f"masks hold values from {min(totals)} to {max(totals)}", f"bring them to 0 to {LARGEST_VALUE}"
-        )
+        raise FileError(f"masks hold values from {min(totals)} to {max(totals)}", f"bring them to 0 to {LARGEST_VALUE}")
     if 0 not in totals:
         raise FileError(f"no mask has background, the values are {_shares(totals)}", "set background to 0")
     if _are_instances(measurements):
@@ -86,4 +87,4 @@ def _shares(totals: Counter[int]) -> str:
 
 
 def _note(what: str, mend: str) -> Problem:
-    return Problem(level="note", file="masks", what=what, mend=mend)
+    return Problem(level="note", file=ALL_MASKS, what=what, mend=mend)

@@ -153,12 +153,13 @@ def local_width(foreground: NDArray[np.bool_]) -> float:
     rows, columns = ndimage.find_objects(foreground.astype(np.uint8))[0]
     padded = np.pad(foreground[rows, columns], 1)
     distances = ndimage.distance_transform_edt(padded)
-    return float(np.median(2 * distances[skeletonize(padded)]))
+    skeleton: NDArray[np.bool_] = skeletonize(padded)  # type: ignore[no-untyped-call]
+    return float(np.median(2 * distances[skeleton]))
 
 
 def _label_map(
     mask: NDArray[np.integer], values: Mapping[int, int], coding: MaskCoding | None
-) -> tuple[CodingKind, NDArray[np.generic]]:
+) -> tuple[CodingKind, NDArray[np.integer]]:
     """The mask's labels: by its coding, or as its own values suggest before all masks are known."""
     if coding is not None:
         return coding.kind, coding.encode(mask)
@@ -167,9 +168,9 @@ def _label_map(
     return "values", mask
 
 
-def _measure_labels(labelled: NDArray[np.generic], input_size: Size) -> dict[int, LabelMeasures]:
+def _measure_labels(labelled: NDArray[np.integer], input_size: Size) -> dict[int, LabelMeasures]:
     """The measures of each value above 0."""
-    present = [value for value in count_values(labelled) if value > 0]  # type: ignore[arg-type]
+    present = [value for value in count_values(labelled) if value > 0]
     if not present:
         return {}
     compact = np.zeros(labelled.shape, np.uint8)
@@ -194,11 +195,8 @@ def _count_instances(mask: NDArray[np.integer], values: Mapping[int, int]) -> in
     n = sum(value > 0 for value in values)
     if n == 0 or max(values) != n:
         return 0
-    return n if all(_is_one_component(mask[box] == i) for i, box in enumerate(_boxes(mask), start=1)) else 0
-
-
-def _boxes(mask: NDArray[np.integer]) -> list[tuple[slice, slice]]:
-    return ndimage.find_objects(mask.astype(np.int32))
+    boxes = ndimage.find_objects(mask.astype(np.int32))
+    return n if all(_is_one_component(mask[box] == i) for i, box in enumerate(boxes, start=1)) else 0
 
 
 def _is_one_component(shape: NDArray[np.bool_]) -> bool:
@@ -207,9 +205,10 @@ def _is_one_component(shape: NDArray[np.bool_]) -> bool:
 
 
 def _thumbnail(pixels: NDArray[np.generic]) -> NDArray[np.uint8]:
-    small = resize_image(pixels, (THUMBNAIL_SIDE, THUMBNAIL_SIDE)).mean(axis=0)
+    small: NDArray[np.float32] = resize_image(pixels, (THUMBNAIL_SIDE, THUMBNAIL_SIDE)).mean(axis=0)
     low, high = float(small.min()), float(small.max())
-    return np.rint((small - low) * (255 / max(high - low, 1e-6))).astype(np.uint8)
+    stretched: NDArray[np.uint8] = np.rint((small - low) * (255 / max(high - low, 1e-6))).astype(np.uint8)
+    return stretched
 
 
 def _by(size: tuple[int, ...]) -> str:

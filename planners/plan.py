@@ -58,7 +58,7 @@ class NetworkPlan:
         if ":" in self.name:  # a stranger's code runs only when it is built, never to check a file
             return
         try:
-            check_network(self.name, self.options)
+            check_network(self.name, {**self.options})
         except NetworkError as fault:
             raise FieldError("name and options", f"do not fit: {fault}") from fault
 

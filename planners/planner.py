@@ -125,8 +125,6 @@ def _warnings(dataset: Dataset, fingerprint: Fingerprint) -> tuple[str, ...]:
     found = [
         lost,
         None if dataset.groups else NO_GROUPS,
-        f"{shared} cases look alike in large groups: taken for a shared look, not for duplicates"
-        if shared
-        else None,
+        f"{shared} cases look alike in large groups: taken for a shared look, not for duplicates" if shared else None,
     ]
     return tuple(warning for warning in found if warning)

@@ -92,9 +92,7 @@ class Recipe:
         require(self.batch_size >= 1, "batch_size", self.batch_size, "1 or more")
         require(self.epochs >= 1, "epochs", self.epochs, "1 or more")
         require(self.most_steps_an_epoch >= 1, "most_steps_an_epoch", self.most_steps_an_epoch, "1 or more")
-        require(
-            0 <= self.foreground_rows <= 1, "foreground_rows", self.foreground_rows, "a share from 0 to 1"
-        )
+        require(0 <= self.foreground_rows <= 1, "foreground_rows", self.foreground_rows, "a share from 0 to 1")
         clip = self.clip_gradient_norm
         require(clip is None or clip > 0, "clip_gradient_norm", clip, "a number above 0, or null")
 

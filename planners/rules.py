@@ -83,9 +83,7 @@ def choose_epochs(fingerprint: Fingerprint, batch_size: int) -> Choice[int]:
     return Choice(epochs, why)
 
 
-def choose_split(
-    fingerprint: Fingerprint, n_groups: int, n_cases: int
-) -> Choice[Literal["random", "grouped"]]:
+def choose_split(fingerprint: Fingerprint, n_groups: int, n_cases: int) -> Choice[Literal["random", "grouped"]]:
     """Folds that keep groups and near duplicates together, when there are any."""
     n_near = sum(map(len, fingerprint.near_duplicates))
     if n_groups or n_near:

@@ -1,10 +1,9 @@
 """The preprocessed arrays on disk: rows of inputs and masks, and an index that says whose they are.
 
-They are filled in a folder beside their own, which is renamed when every row is there: ``preprocessed/`` is whole or not
-there at all.
+They are filled in a folder beside their own, which is renamed when every row is there: ``preprocessed/`` is whole
+or not there at all.
 """
 
-import errno
 import logging
 import os
 import shutil
@@ -16,7 +15,7 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from iaunet.errors import PreprocessingError
+from iaunet.errors import PreprocessingError, WorkspaceError
 from iaunet.preprocessing.geometry import Geometry
 from iaunet.records import load_record, to_json
 from iaunet.storage import make_folder, naming_disk_faults, write_json
@@ -113,7 +112,7 @@ class PartialArrays:
 
     def __init__(self, target: Path, index: Index) -> None:
         self.target = target
-        self.folder = target.with_name(target.name + ".partial")
+        self.folder = _partial(target)
         self.index = index
         if not self._can_be_continued():
             self._allocate()
@@ -132,34 +131,21 @@ class PartialArrays:
 
     def finish(self) -> None:
         """Put the whole folder in the place of the final one."""
-        (self.folder / DONE).unlink()
+        old = _old(self.target)
+        _remove_folder(old)
         if self.target.exists():
-            old = self.target.with_name(self.target.name + ".old")
-            _remove_folder(old)
             self.target.rename(old)
         self.folder.rename(self.target)
-        _remove_folder(self.target.with_name(self.target.name + ".old"))
+        remove_leftovers(self.target)
 
     def _can_be_continued(self) -> bool:
         """Whether the folder holds rows of this very index. Files that are not ours to read mean no."""
-        if not (self.folder / DONE).exists():
-            return self._only_lacks_its_name()
         try:
-            found = load_record(Index, self.folder / INDEX, PreprocessingError, "")
-        except PreprocessingError:
-            return False
-        return found == self.index
-
-    def _only_lacks_its_name(self) -> bool:
-        """Whether a process was killed between its last row and the rename."""
-        try:
+            done = np.load(self.folder / DONE, allow_pickle=False)
             found = open_arrays(self.folder, self.index.made_from).index
-        except PreprocessingError:
+        except (OSError, ValueError, EOFError, PreprocessingError):
             return False
-        if found != self.index:
-            return False
-        np.save(self.folder / DONE, np.ones(len(self.index.rows), np.uint8))
-        return True
+        return found == self.index and done.shape == (len(found.rows),)
 
     def _allocate(self) -> None:
         _remove_folder(self.folder)
@@ -169,11 +155,26 @@ class PartialArrays:
                 _require_space(self.folder, self.index.n_bytes)
                 _allocate_array(self.folder / IMAGES, self.index.image_shape, np.dtype(np.float16))
                 _allocate_array(self.folder / MASKS, self.index.mask_shape, np.dtype(np.uint8))
-                write_json(self.folder / INDEX, to_json(self.index))
                 _allocate_array(self.folder / DONE, (len(self.index.rows),), np.dtype(np.uint8))
+                write_json(self.folder / INDEX, to_json(self.index))  # last: it makes the others count
         except BaseException:
             _remove_folder(self.folder)
             raise
+
+
+def remove_leftovers(target: Path) -> None:
+    """Delete what killed processes left of earlier arrays, once the final folder is whole."""
+    _remove_folder(_partial(target))
+    _remove_folder(_old(target))
+    (target / DONE).unlink(missing_ok=True)
+
+
+def _partial(target: Path) -> Path:
+    return target.with_name(target.name + ".partial")
+
+
+def _old(target: Path) -> Path:
+    return target.with_name(target.name + ".old")
 
 
 class RowWriter:
@@ -236,7 +237,10 @@ def _write_zeros(file: BinaryIO, n_bytes: int) -> None:
 def _require_space(folder: Path, n_bytes: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < n_bytes:
-        raise OSError(errno.ENOSPC, f"{n_bytes / 1e9:.2f} GB needed, {free / 1e9:.2f} GB free")
+        raise WorkspaceError(
+            f"no space left for {folder}: {n_bytes / 1e6:,.0f} MB are needed and {free / 1e6:,.0f} MB free, "
+            "free some space and run the same command again"
+        )
 
 
 def _data_offset(path: Path) -> int:

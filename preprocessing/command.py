@@ -20,9 +20,7 @@ def build_parser() -> argparse.ArgumentParser:
         "Read and check folders of images and masks, decide how to train on them, and preprocess them. The raw "
         "folders are only read.",
     )
-    parser.add_argument(
-        "datasets", nargs="+", metavar="DATASET", help="a folder with raw data, or a known name"
-    )
+    parser.add_argument("datasets", nargs="+", metavar="DATASET", help="a folder with raw data, or a known name")
     parser.add_argument("--images", type=Path, metavar="DIR", help="the images, if not found by themselves")
     parser.add_argument("--masks", type=Path, metavar="DIR", help="the masks, if not found by themselves")
     parser.add_argument(
@@ -48,15 +46,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--planner", default="auto", metavar="auto|paper", help="who decides")
     parser.add_argument("--width", type=int, metavar="N", help="channels of the network's first stage")
     parser.add_argument("--folds", type=int, default=5, metavar="N", help="folds of each split")
-    parser.add_argument(
-        "--dataset_name", metavar="NAME", help="its name in the workspace (default: the folder's)"
-    )
+    parser.add_argument("--dataset_name", metavar="NAME", help="its name in the workspace (default: the folder's)")
     parser.add_argument("--workers", type=int, default=default_workers(), metavar="N", help="processes")
     parser.add_argument("--replan", action="store_true", help="make a new plan even if plan.json was edited")
     parser.add_argument("--verify_only", action="store_true", help="read and check, then stop")
-    parser.add_argument(
-        "--dry_run", action="store_true", help="also plan, but write nothing but problems.csv"
-    )
+    parser.add_argument("--dry_run", action="store_true", help="also plan, but write nothing but problems.csv")
     return parser
 
 

@@ -129,4 +129,3 @@ class Geometry:
 def _check_size(array: NDArray[np.generic], size: Size) -> None:
     if array.shape[-2:] != size:
         raise ValueError(f"an array of {array.shape[-2:]} px where the geometry has {size} px")
-

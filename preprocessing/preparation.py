@@ -15,10 +15,11 @@ from iaunet.errors import DatasetError, IaunetError, PlanError, WorkspaceError
 from iaunet.grouping import resolve_groups
 from iaunet.planners.fingerprint import Fingerprint, fingerprint_dataset
 from iaunet.planners.folds import N_FOLDS, Splits, load_splits, make_splits, save_splits
+from iaunet.planners.mask_values import ALL_MASKS
 from iaunet.planners.plan import Plan, load_plan, save_plan
 from iaunet.planners.planner import find_planner
 from iaunet.preprocessing.arrays import Index
-from iaunet.preprocessing.preprocess import make_index, preprocess
+from iaunet.preprocessing.preprocess import preprocess
 from iaunet.records import to_json
 from iaunet.storage import remove_leftovers, write_json, write_text
 from iaunet.workspace import DatasetFolder, Workspace, is_path, locked
@@ -44,6 +45,9 @@ class Preparation:
     replan: bool = False
     verify_only: bool = False
     dry_run: bool = False
+
+    def __post_init__(self) -> None:
+        find_planner(self.planner)
 
 
 @dataclass(frozen=True)
@@ -111,8 +115,8 @@ def prepare_dataset(folder: DatasetFolder, source: Source, wish: Preparation) ->
         _report(problems, folder.problems_csv)
         cases = tuple(case for case in discovery.cases if case.name not in reading.faulty)
         faults = [problem for problem in problems if problem.level == "fault"]
-        if reading.fingerprint is None or reading.coding is None or not source.skip_faulty:
-            _refuse(faults, folder)
+        if reading.fingerprint is None or reading.coding is None or (faults and not source.skip_faulty):
+            raise _refusal(faults, source, folder.problems_csv)
         if faults:
             logger.info("%d cases are used, those with faults are left out", len(cases))
         grouping = resolve_groups([case.name for case in cases], source.groups)
@@ -135,14 +139,11 @@ def _plan_and_preprocess(
     folder: DatasetFolder, dataset: Dataset, fingerprint: Fingerprint, wish: Preparation
 ) -> Prepared:
     plan = find_planner(wish.planner).plan(dataset, fingerprint, wish.width)
-    splits = make_splits(
-        fingerprint, dataset.groups, wish.n_folds, _known_folds(folder, dataset, wish.n_folds)
-    )
+    splits = make_splits(fingerprint, dataset.groups, wish.n_folds, _known_folds(folder, dataset, wish.n_folds))
     if not wish.replan:
         plan = _edited_plan(folder, fingerprint) or plan
     if wish.dry_run:
         return Prepared(folder, dataset, fingerprint, plan, splits, None)
-    make_index(fingerprint, plan)
     write_json(folder.fingerprint_json, to_json(fingerprint))
     save_plan(plan, folder.plan_json)
     save_splits(splits, folder.splits_json)
@@ -171,21 +172,20 @@ def _edited_plan(folder: DatasetFolder, fingerprint: Fingerprint) -> Plan | None
     return plan
 
 
-def _known_folds(
-    folder: DatasetFolder, dataset: Dataset, n_folds: int
-) -> dict[str, list[tuple[str, ...]]] | None:
+def _known_folds(folder: DatasetFolder, dataset: Dataset, n_folds: int) -> dict[str, list[tuple[str, ...]]] | None:
     """The folds of an earlier planning, so that known cases keep theirs; not if their groups have changed."""
     if not (folder.splits_json.exists() and folder.dataset_json.exists()):
         return None
     try:
         before = folder.load_dataset()
         splits = load_splits(folder.splits_json)
-    except IaunetError:
+    except IaunetError as fault:
+        logger.info("the folds are made anew: %s", fault)
         return None
     known = {case.name for case in before.cases} & {case.name for case in dataset.cases}
-    kept = {name: dataset.groups.get(name) for name in known} == {
-        name: before.groups.get(name) for name in known
-    }
+    kept = all(dataset.groups.get(name) == before.groups.get(name) for name in known)
+    if not kept:
+        logger.info("the groups have changed: the folds of the split grouped are made anew")
     return {
         name: [fold.validation for fold in split.folds]
         for name, split in splits.splits.items()
@@ -225,13 +225,10 @@ def _report(problems: Sequence[Problem], path: Path) -> None:
         logger.info("... %d more in %s", len(problems) - MOST_PROBLEMS_SHOWN, path)
 
 
-def _refuse(faults: Sequence[Problem], folder: DatasetFolder) -> None:
-    if not faults:
-        return
-    first = faults[0]
-    if len(faults) == 1:
-        raise DatasetError(f"{first.file}: {first.what}: {first.mend} (or leave it out with --skip_faulty)")
-    raise DatasetError(
-        f"{len(faults)} faults, all in {folder.problems_csv}; the first: {first.file}: {first.what}: {first.mend} "
-        "(--skip_faulty leaves such cases out)"
-    )
+def _refusal(faults: Sequence[Problem], source: Source, path: Path) -> DatasetError:
+    worst = next((fault for fault in faults if fault.file == ALL_MASKS), faults[0])
+    said = f"{worst.file}: {worst.what}: {worst.mend}"
+    if len(faults) > 1:
+        said = f"{len(faults)} faults, all in {path}; one of them: {said}"
+    can_be_skipped = worst.file != ALL_MASKS and not source.skip_faulty
+    return DatasetError(f"{said} (or leave such cases out with --skip_faulty)" if can_be_skipped else said)

@@ -1,9 +1,10 @@
 """Fills the preprocessed arrays of a dataset in parallel processes."""
 
+import contextlib
 import hashlib
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from iaunet.errors import FileError, PreprocessingError
 from iaunet.files import decode_image, decode_mask, read_bytes
 from iaunet.planners.fingerprint import Fingerprint
 from iaunet.planners.plan import Plan
-from iaunet.preprocessing.arrays import Index, PartialArrays, Row, RowWriter, open_arrays
+from iaunet.preprocessing.arrays import Index, PartialArrays, Row, RowWriter, open_arrays, remove_leftovers
 from iaunet.preprocessing.cases import prepare_image
 from iaunet.preprocessing.geometry import Geometry
 from iaunet.storage import naming_disk_faults
@@ -77,6 +78,7 @@ def preprocess(dataset: Dataset, fingerprint: Fingerprint, plan: Plan, folder: P
     """
     index = make_index(fingerprint, plan)
     if _is_done(folder, index):
+        remove_leftovers(folder)
         logger.info("preprocessed arrays are up to date: %s", folder)
         return index
     start = time.perf_counter()
@@ -107,9 +109,7 @@ def preprocess(dataset: Dataset, fingerprint: Fingerprint, plan: Plan, folder: P
     with naming_disk_faults(folder):
         arrays.finish()
     seconds = time.perf_counter() - start
-    logger.info(
-        "preprocessed %d rows in %.1f s (%.0f images/s)", len(missing), seconds, len(missing) / seconds
-    )
+    logger.info("preprocessed %d rows in %.1f s (%.0f images/s)", len(missing), seconds, len(missing) / seconds)
     return index
 
 
@@ -147,20 +147,27 @@ def _fill_rows(batch: _Batch) -> list[int]:
 
 
 def _fill_row(task: _RowTask, plan: Plan, writer: RowWriter) -> None:
-    try:
+    with _naming(task.image):
         pixels = decode_image(_unchanged(task.image, task.image_sha256)).pixels
         image, geometry = prepare_image(pixels, plan)
-        labels = np.zeros(geometry.native_size, np.uint8)
-        if task.mask is not None and task.mask_sha256 is not None:
+    labels = np.zeros(geometry.native_size, np.uint8)
+    if task.mask is not None and task.mask_sha256 is not None:
+        with _naming(task.mask):
             labels = plan.coding.encode(decode_mask(_unchanged(task.mask, task.mask_sha256)))
-    except FileError as fault:
-        raise PreprocessingError(f"{task.image}: {fault}") from fault
     writer.write(task.row, image, geometry.mask_to_input(labels))
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except FileError as fault:
+        raise PreprocessingError(f"{path}: {fault}") from fault
 
 
 def _unchanged(path: Path, sha256: str) -> bytes:
     """The bytes of a file that is still what it was when it was measured."""
     data = read_bytes(path)
     if hashlib.sha256(data).hexdigest() != sha256:
-        raise FileError(f"{path.name} changed since it was measured", "run the same command again")
+        raise FileError("changed since it was measured", "run the same command again")
     return data

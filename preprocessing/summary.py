@@ -41,8 +41,8 @@ def _describe_data(prepared: Prepared) -> list[str]:
     return [
         f"cases      {len(fingerprint.cases)}, {len(sizes)} sizes, most often {height} x {width} ({n_usual})",
         f"pixels     {fingerprint.channels} channels, {fingerprint.depth}",
-        f"labels     {', '.join(fingerprint.labels)}; foreground {np.median(shares):.1%} of an image (median), "
-        f"{fingerprint.empty_masks} empty masks",
+        f"labels     {', '.join(fingerprint.labels)}; foreground {np.median(shares):.1%} of an image (median)",
+        f"empty      {fingerprint.empty_masks} masks",
         f"groups     {n_groups or 'none'} ({dataset.groups_from})",
         f"duplicates {duplicates} exact copies, {near} cases nearly equal to another",
         f"ceiling    median Dice {ceiling:.3f} for masks taken to the network's size and back",
@@ -61,7 +61,7 @@ def _describe_plan(plan: Plan) -> list[str]:
         "inference": f"mirroring {'on' if plan.inference.mirroring else 'off'}",
         "split": plan.split,
     }
-    lines = [f"plan       by planner {plan.planner}"]
+    lines = [f"plan       by planner {plan.planner}{', edited by hand' if plan.is_edited else ''}"]
     for field, choice in choices.items():
         lines += [f"  {field:13} {choice}", f"  {'':13}   because: {plan.why.get(field, 'edited by hand')}"]
     return lines + [f"warning    {warning}" for warning in plan.warnings]
@@ -71,9 +71,7 @@ def _describe_splits(splits: Splits) -> list[str]:
     lines = []
     for name, split in splits.splits.items():
         sizes = ", ".join(str(len(fold.validation)) for fold in split.folds)
-        lines.append(
-            f"folds      {name}: {sizes} cases held out{f' ({split.inflated})' if split.inflated else ''}"
-        )
+        lines.append(f"folds      {name}: {sizes} cases held out{f' ({split.inflated})' if split.inflated else ''}")
     return lines + [f"folds      {name}: not made: {why}" for name, why in splits.missing.items()]
 
 

@@ -220,7 +220,7 @@ def test_groups_that_cannot_be_used_are_refused_before_masks_are_read(folders):
     predictions, _ = write_cases(folders)
     (predictions / "case_0.png").write_bytes(b"")
 
-    with pytest.raises(DatasetError, match="--groups patient .* case_0"):
+    with pytest.raises(DatasetError, match=r"--groups patient .* case_0"):
         evaluate_folders(*folders, groups="patient")
 
 
@@ -229,7 +229,7 @@ def test_nothing_that_can_be_scored_is_refused_with_the_first_fault(folders):
     for path in predictions.iterdir():
         path.write_bytes(b"")
 
-    with pytest.raises(PredictionError, match=r"none of the 2 pairs .*case_0\.png file is empty: copy"):
+    with pytest.raises(PredictionError, match=r"none of the 2 pairs .*case_0\.png: file is empty: copy"):
         evaluate_folders(*folders, groups=None)
 
 
@@ -293,7 +293,7 @@ def test_a_truncated_mask_among_good_ones_is_named_and_the_rest_scored(folders, 
     assert evaluate(folders) == 1
 
     out = capsys.readouterr().out
-    assert f"failed     {broken} is truncated or damaged" in out
+    assert f"failed     {broken}: is truncated or damaged" in out
     assert "scored     3 of 4 cases, 1 failed" in out
 
 
