@@ -20,10 +20,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("-d", "--dataset", required=True, metavar="DATASET", help="the data set it was trained on")
     parser.add_argument("-f", "--folds", nargs="+", metavar="FOLD", help="folds to use (default: all finished ones)")
     parser.add_argument("--run", nargs="+", metavar="NAME", help="runs to use (default: the only one)")
+    parser.add_argument("--network", metavar="NAME", help="trust the stranger's network the run was trained with")
     parser.add_argument("--overlay", action="store_true", help="also draw the contours on the images")
     parser.add_argument("--probabilities", action="store_true", help="also write probabilities as 16-bit PNG")
     parser.add_argument("--no_mirroring", action="store_true", help="one pass an image instead of four flips")
-    parser.add_argument("--fast", action="store_true", help="one fold and no mirroring: about 20 times faster")
+    parser.add_argument("--fast", action="store_true", help="one fold and one pass an image")
     parser.add_argument("--overwrite", action="store_true", help="replace masks of another model")
     parser.add_argument("--device", default="auto", metavar="DEVICE", help="auto, cpu, cuda, cuda:1, mps")
     return parser
@@ -53,7 +54,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from iaunet.inference.predictor import Predictor
 
     mirroring = False if arguments.no_mirroring or arguments.fast else None
-    predictor = Predictor.from_runs(runs, folds, arguments.device, mirroring)
+    predictor = Predictor.from_runs(runs, folds, arguments.device, mirroring, arguments.network)
     model = describe_model(runs, folds, predictor)
     for member in model["members"]:
         logger.info("model      run %s, fold %s", member["run"], member["fold"])

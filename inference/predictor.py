@@ -72,6 +72,7 @@ class Predictor:
         folds: Sequence[str] | None = None,
         device: str = "auto",
         mirroring: bool | None = None,
+        trusted_network: str | None = None,
     ) -> "Predictor":
         """The ensemble of the finished folds of runs.
 
@@ -80,11 +81,18 @@ class Predictor:
             folds: Their folds ("0", ..., or "all"); None for all that are finished.
             device: See `iaunet.device.choose_device`.
             mirroring: See the class.
+            trusted_network: A stranger's network ``package.module:function`` whose code may be run.
 
         Raises:
-            PredictionError: A fold is not finished, or the runs do not take the same input.
+            PredictionError: A fold is not finished, the runs do not take the same input, or a run's network is a
+                stranger's that is not trusted.
         """
         plan = runs[0].record.plan
+        for name in {run.record.plan.network.name for run in runs}:
+            if ":" in name and name != trusted_network:
+                raise PredictionError(
+                    f"the run was trained with {name}, whose code would be run: give --network {name} if you trust it"
+                )
         for run in runs[1:]:
             if run.record.plan.arrays_digest != plan.arrays_digest:
                 raise PredictionError(

@@ -1,0 +1,146 @@
+import io
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from iaunet.console import (
+    Stopped,
+    command_parser,
+    handling_signals,
+    run_command,
+    terminating_like_interrupt,
+)
+from iaunet.errors import PlanError
+
+
+@pytest.fixture
+def parser():
+    parser = command_parser("iaunet_try", "Tries.")
+    parser.add_argument("--batch_size", type=int, default=16, metavar="N", help="rows a step")
+    parser.add_argument("folders", nargs="*")
+    return parser
+
+
+@pytest.mark.parametrize(
+    "options", [["--batch_size", "4"], ["--batch-size", "4"], ["--batch-size=4"], ["--batch_size=4"]]
+)
+def test_options_take_underscores_and_hyphens(parser, options):
+    assert parser.parse_args(options).batch_size == 4
+
+
+def test_only_the_options_name_is_changed_and_not_its_value(parser):
+    arguments = parser.parse_args(["a-b", "--workspace=my-data/--x-y", "--", "-c-d"])
+
+    assert str(arguments.workspace) == "my-data/--x-y"
+    assert arguments.folders == ["a-b", "-c-d"]
+
+
+@pytest.mark.parametrize("options", [["--batch", "4"], ["--unknown"], ["--batch_size", "many"]])
+def test_unknown_and_shortened_options_are_refused_with_2(parser, options, capsys):
+    with pytest.raises(SystemExit) as caught:
+        parser.parse_args(options)
+
+    assert caught.value.code == 2
+    assert "usage: iaunet_try" in capsys.readouterr().err
+
+
+def test_help_shows_defaults_and_the_workspace(parser):
+    text = parser.format_help()
+
+    assert "rows a step (default: 16)" in text
+    assert "--workspace DIR" in text
+
+
+def stop_with(fault):
+    def body():
+        raise fault
+
+    return body
+
+
+@pytest.mark.parametrize(
+    ("fault", "code", "line"),
+    [
+        (PlanError("width is 0: give 1"), 2, "error: width is 0: give 1\n"),
+        (Stopped("saved epoch 3"), 130, "stopped: saved epoch 3\n"),
+        (KeyboardInterrupt(), 130, "stopped: run the same command again to go on\n"),
+    ],
+)
+def test_what_the_user_can_mend_is_one_line_and_an_exit_code(fault, code, line, capsys):
+    assert run_command(stop_with(fault)) == code
+    assert capsys.readouterr().err == line
+
+
+def test_the_bodys_code_is_returned_and_other_faults_keep_their_traceback():
+    assert run_command(lambda: 1) == 1
+    with pytest.raises(ZeroDivisionError):
+        run_command(lambda: 1 // 0)
+
+
+def test_the_log_goes_to_the_screen_within_a_command_only(capsys):
+    logger = logging.getLogger("iaunet.anything")
+
+    run_command(lambda: logger.info("100 %s", "%") or 0)
+    logger.info("not shown")
+
+    assert capsys.readouterr().out == "100 %\n"
+
+
+def test_a_terminal_that_cannot_show_a_name_gets_it_escaped(monkeypatch):
+    narrow = io.TextIOWrapper(io.BytesIO(), encoding="ascii", newline="\n")
+    monkeypatch.setattr(sys, "stdout", narrow)
+
+    run_command(lambda: logging.getLogger("iaunet").info("Müller") or 0)
+
+    narrow.flush()
+    assert narrow.buffer.getvalue() == b"M\\xfcller\n"
+
+
+def test_a_request_to_terminate_stops_like_an_interrupt_and_the_old_handler_returns():
+    before = signal.getsignal(signal.SIGTERM)
+
+    with pytest.raises(KeyboardInterrupt), terminating_like_interrupt():
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_signals_are_handled_within_the_block():
+    seen = []
+
+    with handling_signals((signal.SIGINT, signal.SIGTERM), lambda number, frame: seen.append(number)):
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGTERM)
+
+    assert seen == [signal.SIGINT, signal.SIGTERM]
+
+
+def test_a_thread_that_may_set_no_handlers_goes_on_without():
+    reached = []
+
+    def work():
+        with terminating_like_interrupt():
+            reached.append(True)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+
+    assert reached == [True]
+
+
+def test_openmp_threads_wait_passively_unless_the_user_says_otherwise():
+    program = (
+        "import os; from iaunet.console import run_command; run_command(lambda: print(os.environ['OMP_WAIT_POLICY']))"
+    )
+
+    for given, expected in ((None, "PASSIVE"), ("ACTIVE", "ACTIVE")):
+        environment = {name: os.environ[name] for name in os.environ if name != "OMP_WAIT_POLICY"}
+        environment |= {"OMP_WAIT_POLICY": given} if given else {}
+        done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, check=True)
+        assert done.stdout.decode().strip() == expected

@@ -1,0 +1,177 @@
+import multiprocessing
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from iaunet.errors import PlanError, WorkspaceError
+from iaunet.storage import (
+    digest,
+    file_digest,
+    make_folder,
+    read_json,
+    read_text,
+    remove_leftovers,
+    replacing,
+    write_bytes,
+    write_json,
+    write_text,
+)
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+)
+
+
+def files_of(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_file_takes_its_name_only_when_whole(tmp_path):
+    path = tmp_path / "plan.json"
+    path.write_text("old")
+
+    with replacing(path) as temporary:
+        temporary.write_text("new")
+        assert path.read_text() == "old"
+        assert temporary.parent == tmp_path
+
+    assert path.read_text() == "new"
+    assert files_of(tmp_path) == ["plan.json"]
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "plan.json"
+    path.write_text("old")
+
+    with pytest.raises(RuntimeError, match="failed halfway"), replacing(path) as temporary:
+        temporary.write_text("ne")
+        raise RuntimeError("failed halfway")
+
+    assert path.read_text() == "old"
+    assert files_of(tmp_path) == ["plan.json"]
+
+
+@given(JSON)
+def test_json_is_read_back_as_it_was_written(tmp_path_factory, value):
+    path = tmp_path_factory.mktemp("json") / "ordner mit ä.json"
+    write_json(path, value)
+
+    assert read_json(path, PlanError, "mend") == value
+
+
+def test_text_is_written_as_utf8_with_plain_line_ends_into_new_folders(tmp_path):
+    path = tmp_path / "a b" / "ü" / "notes.txt"
+    write_text(path, "größe\nµm\n")
+
+    assert path.read_bytes() == "größe\nµm\n".encode()
+    assert read_text(path, PlanError, "mend") == "größe\nµm\n"
+
+
+def test_a_byte_order_mark_is_not_part_of_the_text(tmp_path):
+    (tmp_path / "groups.csv").write_bytes(b"\xef\xbb\xbfa,1")
+
+    assert read_text(tmp_path / "groups.csv", PlanError, "mend") == "a,1"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "is missing: make it again"),
+        (b"{", "is no JSON .*: make it again"),
+        (b"[" * 100_000, "is no JSON .*: make it again"),
+        (b"\xff\xfe\x00", "cannot be read .*: make it again"),
+    ],
+)
+def test_a_file_that_is_no_json_is_named_with_its_mend(tmp_path, content, message):
+    path = tmp_path / "plan.json"
+    if content is not None:
+        path.write_bytes(content)
+
+    with pytest.raises(PlanError, match=f"{path} {message}"):
+        read_json(path, PlanError, "make it again")
+
+
+def test_a_folder_in_a_files_place_is_named(tmp_path):
+    (tmp_path / "plan.json").mkdir()
+
+    with pytest.raises(PlanError, match=r"plan\.json cannot be read .*: mend"):
+        read_json(tmp_path / "plan.json", PlanError, "mend")
+    with pytest.raises(WorkspaceError, match=r"plan\.json cannot be written .*: choose another folder"):
+        write_json(tmp_path / "plan.json", {})
+    assert files_of(tmp_path) == ["plan.json"]
+
+
+def test_a_file_in_a_folders_place_is_named(tmp_path):
+    (tmp_path / "workspace").write_text("a file")
+
+    for write in (lambda path: write_text(path / "a.txt", ""), make_folder, lambda path: make_folder(path / "deep")):
+        with pytest.raises(WorkspaceError, match=r"workspace.* cannot be written .*: choose another folder"):
+            write(tmp_path / "workspace")
+
+
+def test_a_name_too_long_for_the_disk_is_named(tmp_path):
+    with pytest.raises(WorkspaceError, match="cannot be written"):
+        write_text(tmp_path / ("a" * 300), "")
+
+
+def test_a_full_disk_is_named_and_leaves_nothing(tmp_path):
+    program = (
+        "import resource, sys; from pathlib import Path\n"
+        "from iaunet.storage import write_bytes\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        "write_bytes(Path(sys.argv[1]) / 'weights', bytes(5000))\n"
+    )
+    pytest.importorskip("resource", reason="no limits on file sizes on this system")
+
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=False)
+
+    assert f"WorkspaceError: no space left for {tmp_path / 'weights'}: free some space" in done.stderr
+    assert files_of(tmp_path) == []
+
+
+def test_other_faults_of_the_system_keep_their_type(tmp_path):
+    with pytest.raises(FileNotFoundError), replacing(tmp_path / "a"):
+        pass
+
+
+def write_and_die(path):
+    with replacing(Path(path)) as temporary:
+        temporary.write_text("half")
+        os._exit(9)
+
+
+def test_leftovers_of_a_killed_writer_are_removed_and_nothing_else(tmp_path):
+    (tmp_path / "keep.json").write_text("{}")
+    (tmp_path / ".lock").write_text("")
+    worker = multiprocessing.get_context("spawn").Process(target=write_and_die, args=(str(tmp_path / "plan.json"),))
+    worker.start()
+    worker.join()
+    assert len(files_of(tmp_path)) == 3
+
+    remove_leftovers(tmp_path)
+
+    assert files_of(tmp_path) == [".lock", "keep.json"]
+
+
+def test_the_digest_depends_on_the_values_and_not_on_the_order_of_keys():
+    assert digest({"a": 1, "b": [1.5, "ü"]}) == digest({"b": [1.5, "ü"], "a": 1})
+    assert digest({"a": 1}) != digest({"a": 2})
+    assert digest([1, 2]) != digest([2, 1])
+
+
+def test_the_digest_of_a_file_is_sha256(tmp_path):
+    write_bytes(tmp_path / "a", b"abc")
+
+    assert file_digest(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_json_with_numbers_that_json_does_not_have_is_a_programmers_fault(tmp_path):
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(tmp_path / "a.json", {"loss": float("nan")})
+    assert files_of(tmp_path) == []
