@@ -11,6 +11,10 @@ from iaunet.planners.plan import InferencePlan, NetworkPlan, Plan, content_diges
 from iaunet.planners.recipes import RECIPES, Recipe
 from iaunet.planners.rules import Choice
 
+USUAL_WIDTH, NARROW = 64, 16
+MANY_KEYS, FEW_KEYS = 1024, 256
+"""Keys of the spatial attention; on a CPU 1024 cost a network of width 8 most of its time."""
+
 NO_GROUPS = "no groups: optimistic if images share patients"
 
 
@@ -27,7 +31,7 @@ class AutoPlanner:
             fingerprint: What was measured on it.
             width: Channels of the network's first stage, when the user wishes others than the planner's.
         """
-        mode = rules.choose_input_mode(fingerprint)
+        mode = rules.choose_input_mode(fingerprint, self.choose_input_size())
         normalisation = rules.choose_normalisation(fingerprint)
         network = self.choose_network(width)
         recipe = self.choose_recipe(fingerprint)
@@ -42,7 +46,7 @@ class AutoPlanner:
             labels=dataset.labels,
             coding=dataset.coding,
             input_mode=mode.value,
-            input_size=INPUT_SIZE,
+            input_size=self.choose_input_size(),
             normalisation=normalisation.value,
             network=network.value,
             recipe=recipe.value,
@@ -60,21 +64,29 @@ class AutoPlanner:
         )
         return dataclasses.replace(plan, planned=content_digest(plan))
 
+    def choose_input_size(self) -> tuple[int, int]:
+        """(height, width) of the network's input: the paper's."""
+        return INPUT_SIZE
+
     def choose_network(self, width: int | None) -> Choice[NetworkPlan]:
         """The integrated attention network in its full-resolution variant."""
+        width = USUAL_WIDTH if width is None else width
+        max_keys = FEW_KEYS if width <= NARROW else MANY_KEYS
         options: dict[str, str | int | float | bool | None] = {
             "variant": "fullres",
             "spatial_attention": "mean",
-            "max_keys": 1024,
+            "max_keys": max_keys,
             "separate_mlps": False,
         }
         why = (
-            "the paper's network at full resolution; spatial attention `mean` over at most 1024 pooled keys, "
+            f"the paper's network at full resolution; spatial attention `mean` over at most {max_keys} pooled keys, "
             "since the equation as printed saturates"
         )
-        if width is not None:
-            why += f"; width {width} as asked instead of 64"
-        return Choice(NetworkPlan(name="iaunet", width=64 if width is None else width, depth=5, options=options), why)
+        if width != USUAL_WIDTH:
+            why += f"; width {width} as asked instead of {USUAL_WIDTH}"
+        if width <= NARROW:
+            why += f", and so narrow a network would spend most of its time on {MANY_KEYS} keys"
+        return Choice(NetworkPlan(name="iaunet", width=width, depth=5, options=options), why)
 
     def choose_recipe(self, fingerprint: Fingerprint) -> Choice[Recipe]:
         """The strongest recipe, for as long as the number of cases asks."""

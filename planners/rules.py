@@ -7,6 +7,7 @@ import numpy as np
 
 from iaunet.planners.fingerprint import INPUT_SIZE, Fingerprint
 from iaunet.planners.plan import Normalisation
+from iaunet.resample import Size
 
 Value = TypeVar("Value")
 
@@ -26,7 +27,7 @@ class Choice(Generic[Value]):
     why: str
 
 
-def choose_input_mode(fingerprint: Fingerprint) -> Choice[Literal["resize", "letterbox"]]:
+def choose_input_mode(fingerprint: Fingerprint, input_size: Size) -> Choice[Literal["resize", "letterbox"]]:
     """Stretch images to the input as the paper does, unless that would distort shapes much."""
     height, width = fingerprint.sizes.T
     stretch = np.maximum(height / width, width / height)
@@ -36,7 +37,7 @@ def choose_input_mode(fingerprint: Fingerprint) -> Choice[Literal["resize", "let
         why = f"{sizes}: stretching would distort 5 % of the images more than {extreme:.2f} times, so aspect is kept"
         return Choice("letterbox", why)
     sides = f"sides differ {typical:.2f} times (95 %: {extreme:.2f})"
-    return Choice("resize", f"{sizes}, {sides}: stretched to {_by(INPUT_SIZE)} as in the paper")
+    return Choice("resize", f"{sizes}, {sides}: stretched to {_by(input_size)} as in the paper")
 
 
 def find_lost_detail(fingerprint: Fingerprint) -> str | None:

@@ -1,0 +1,48 @@
+# `make demo` and `make test` are all a fresh machine needs: Python >= 3.11 and make.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(CURDIR)/$(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+# without it threaded code is many times slower where cores are shared
+export OMP_WAIT_POLICY = PASSIVE
+
+.PHONY: demo test test-all lint types wheel-test bench clean
+
+demo: $(VENV)/installed
+	$(BIN)/iaunet_demo
+
+test: lint types
+	$(BIN)/pytest -m "not slow"
+	$(MAKE) wheel-test
+
+test-all: lint types
+	$(BIN)/pytest --cov --cov-report=term-missing:skip-covered
+	$(MAKE) wheel-test
+
+lint: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# mypy does not follow the mapping of the component folders: it checks an installed copy
+types: $(VENV)/installed
+	rm -rf .typed
+	$(PIP) install --quiet --no-deps --no-build-isolation --target .typed -c constraints.txt .
+	MYPYPATH=.typed $(BIN)/mypy -p iaunet
+
+# the wheel in an environment of its own, away from the checkout
+wheel-test: $(VENV)/installed
+	PYTHON="$(BIN)/python" sh tests/wheel.sh
+
+bench: $(VENV)/installed
+	$(BIN)/python benchmarks/preprocessing.py
+	$(BIN)/python benchmarks/startup.py
+
+$(VENV)/installed: setup.py pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet -c constraints.txt setuptools wheel
+	$(PIP) install --quiet -c constraints.txt --no-build-isolation -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) .typed build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis iaunet_demo

@@ -1,0 +1,130 @@
+"""The whole way on a small generated dataset, through the very functions the commands call."""
+
+import dataclasses
+import logging
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from iaunet.dataset import Source
+from iaunet.discovery import list_image_files
+from iaunet.errors import WorkspaceError
+from iaunet.files import read_image, read_mask, write_png
+from iaunet.inference.evaluation import Evaluation, evaluate_folders
+from iaunet.inference.folder import FolderOptions, describe_model, predict_folder
+from iaunet.inference.overlay import Picture, contact_sheet, draw_overlay
+from iaunet.inference.predictor import Predictor
+from iaunet.inference.scores import format_table
+from iaunet.planners.fingerprint import Fingerprint
+from iaunet.planners.plan import NetworkPlan
+from iaunet.planners.planner import AutoPlanner
+from iaunet.planners.recipes import Augmentation, Recipe
+from iaunet.planners.rules import Choice
+from iaunet.preprocessing.preparation import Preparation, locate_dataset, prepare_dataset
+from iaunet.preprocessing.summary import describe
+from iaunet.trainers.demo_data import write_demo_dataset
+from iaunet.trainers.training import TrainingOptions, train
+from iaunet.workspace import Workspace
+
+logger = logging.getLogger(__name__)
+
+DATASET = "demo"
+FOLDS = ("0", "1")
+MARKER = ".iaunet-demo"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoOptions:
+    """``output`` gets everything; ``images`` to train on; ``epochs`` of each of the two folds."""
+
+    output: Path
+    images: int
+    epochs: int
+    workers: int
+
+
+class DemoPlanner(AutoPlanner):
+    """Decides for minutes on a laptop's CPU: a narrow network and a short, gentle training."""
+
+    name = "demo"
+
+    def __init__(self, epochs: int) -> None:
+        self._epochs = epochs
+
+    def choose_network(self, width: int | None) -> Choice[NetworkPlan]:
+        """The attention network with 8 channels in its first stage."""
+        planned = super().choose_network(width or 8)
+        options = {**planned.value.options, "max_keys": 256}
+        return Choice(dataclasses.replace(planned.value, options=options), "narrow, for minutes on a CPU")
+
+    def choose_recipe(self, fingerprint: Fingerprint) -> Choice[Recipe]:
+        """Few epochs with small batches, so that there are enough steps."""
+        recipe = Recipe(
+            name="demo",
+            lr=1e-3,
+            schedule="cosine",
+            average_weights=True,
+            batch_size=4,
+            epochs=self._epochs,
+            augmentation=Augmentation(brightness_probability=0.5),
+        )
+        return Choice(recipe, f"{self._epochs} epochs of small batches, for minutes on a CPU")
+
+
+def run_demo(options: DemoOptions) -> Evaluation:
+    """Generate images, plan, preprocess, train two folds, predict unseen images with both, and score that.
+
+    Returns:
+        The evaluation on the unseen images.
+
+    Raises:
+        WorkspaceError: The output folder holds something that no demo made.
+    """
+    output = options.output.resolve()
+    _clear(output)
+    start = time.perf_counter()
+    logger.info("step 1 of 5: generate %d images to learn from and 12 unseen ones in %s", options.images, output)
+    write_demo_dataset(output, n_train=options.images)
+    logger.info("step 2 of 5: iaunet_plan_and_preprocess")
+    source = Source(root="")
+    folder, source = locate_dataset(Workspace(output / "workspace"), str(output / "dataset"), source, DATASET)
+    wish = Preparation(planner=DemoPlanner(options.epochs), workers=options.workers)
+    for line in describe(prepare_dataset(folder, source, wish)):
+        logger.info("%s", line)
+    for fold in FOLDS:
+        logger.info("step %d of 5: iaunet_train %s %s", 3 + int(fold), DATASET, fold)
+        run = train(folder, fold, TrainingOptions())
+    logger.info("step 5 of 5: iaunet_predict with both folds, then iaunet_evaluate")
+    predictor = Predictor.from_runs([run], FOLDS)
+    model = describe_model([run], FOLDS, predictor)
+    masks = output / "predicted_masks"
+    predict_folder(predictor, model, output / "new_images", masks, FolderOptions(overlay=True))
+    evaluation = evaluate_folders(masks, output / "new_masks", groups=None)
+    write_png(output / "overlays.png", _sheet(output))
+    for line in format_table(evaluation.summary):
+        logger.info("%s", line)
+    dice = evaluation.summary.labels["foreground"].all_cases["dice"].mean
+    logger.info("Dice %.3f on %d unseen images, after %.0f s", dice, len(evaluation.scores), time.perf_counter() - start)
+    logger.info("overlays (green: predicted, white: true where they differ): %s", output / "overlays.png")
+    return evaluation
+
+
+def _clear(output: Path) -> None:
+    """Remove an earlier demo, and nothing else."""
+    if output.exists() and any(output.iterdir()) and not (output / MARKER).exists():
+        raise WorkspaceError(f"{output} is not empty and no demo made it: give another folder with --output")
+    if output.exists():
+        shutil.rmtree(output)
+    output.mkdir(parents=True)
+    (output / MARKER).touch()
+
+
+def _sheet(output: Path) -> Picture:
+    """The unseen images with predicted and true contours."""
+    pictures = []
+    for path in list_image_files(output / "new_images"):
+        mask = read_mask(output / "predicted_masks" / f"{path.stem}.png") > 0
+        truth = read_mask(output / "new_masks" / f"{path.stem}.png") > 0
+        pictures.append(draw_overlay(read_image(path).pixels, mask.astype("uint8"), truth.astype("uint8")))
+    return contact_sheet(pictures, columns=4)
