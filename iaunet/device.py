@@ -10,6 +10,9 @@ import torch
 
 from iaunet.errors import IaunetError
 
+_OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
+"""What torch says when memory runs out on a CPU under Linux, under Windows, and on other devices."""
+
 
 class DeviceError(IaunetError):
     """A device that is not there."""
@@ -66,7 +69,7 @@ def autocasting(device: torch.device) -> Iterator[None]:
 
 def is_out_of_memory(fault: RuntimeError) -> bool:
     """Whether an error of torch means that memory ran out, on a GPU or on the CPU."""
-    return isinstance(fault, torch.OutOfMemoryError) or "not enough memory" in str(fault)
+    return isinstance(fault, torch.OutOfMemoryError) or any(words in str(fault) for words in _OUT_OF_MEMORY)
 
 
 def free_memory(device: torch.device) -> int | None:

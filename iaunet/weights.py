@@ -13,7 +13,8 @@ from iaunet.storage import replacing
 
 def save_weights(path: Path, state: Mapping[str, torch.Tensor]) -> None:
     """Write a network's parameters and buffers, whole or not at all."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    # cloned, since safetensors refuses tensors that share their memory
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
     with replacing(path) as temporary:
         safetensors.torch.save_file(tensors, temporary)
 

@@ -6,7 +6,7 @@ import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -96,10 +96,10 @@ def predict_folder(
     with locked(output, "predicting"):
         remove_leftovers(output)
         _claim(output, model, names, options.overwrite)
-        kept = [] if options.overwrite else [path for path in images if (output / jobs[path]).exists()]
-        outcomes = [_kept(root, path, output, jobs[path], predictor.plan) for path in kept]
         work = _Work(predictor.plan, root, output, jobs, options)
-        waiting = [path for path in images if path not in set(kept)]
+        kept = {path: outcome for path in images if (outcome := work.find(path)) is not None}
+        outcomes = list(kept.values())
+        waiting = [path for path in images if path not in kept]
         stream = predict_stream(predictor, waiting, work.load, work.finish)
         for path, result in tqdm(stream, "predict", len(waiting), unit=" images", disable=None, leave=False):
             if isinstance(result, FileError | PredictionError):
@@ -127,7 +127,9 @@ def list_inputs(inputs: Path, output: Path) -> tuple[Path, list[Path]]:
             raise PredictionError(f"{inputs} is no image that is read: give one of {', '.join(FORMATS)}")
     else:
         root = inputs
-        images = [path for path in list_image_files(inputs) if not path.is_relative_to(output) or output == inputs]
+        images = list_image_files(inputs)
+        if output.is_relative_to(inputs) and output != inputs:
+            images = [path for path in images if not path.is_relative_to(output)]
     if not images:
         raise PredictionError(f"{inputs} holds no images ({', '.join(FORMATS)}): check the path")
     if output == root:
@@ -136,12 +138,15 @@ def list_inputs(inputs: Path, output: Path) -> tuple[Path, list[Path]]:
 
 
 def mask_names(images: Sequence[Path]) -> list[str]:
-    """The mask's path for each image: ``<stem>.png``; images whose stems collide keep their ending before it."""
-    stems = [PurePosixPath(path.with_suffix("").as_posix()) for path in images]
-    times = Counter(str(stem).lower() for stem in stems)
+    """The mask's path for each image: ``<stem>.png``; images whose stems collide keep their ending before it.
+
+    A stem also collides with an image's whole name: of ``a.jpg``, ``a.png`` and ``a.jpg.png`` all keep their ending.
+    """
+    names = [path.as_posix() for path in images]
+    stems = [path.with_suffix("").as_posix() for path in images]
+    times = Counter(name.lower() for name in (*names, *stems))
     return [
-        f"{path.as_posix()}.png" if times[str(stem).lower()] > 1 else f"{stem}.png"
-        for path, stem in zip(images, stems, strict=True)
+        f"{name}.png" if times[stem.lower()] > 1 else f"{stem}.png" for name, stem in zip(names, stems, strict=True)
     ]
 
 
@@ -158,23 +163,41 @@ class _Work:
     def load(self, path: Path) -> Input:
         return prepare_image(read_image(path).pixels, self.plan)
 
-    def finish(self, path: Path, prediction: Prediction) -> Outcome:
-        name = self.jobs[path]
-        if self.options.overlay:
-            picture = draw_overlay(read_image(path).pixels, prediction.labels)
-            write_png(self.output / "overlays" / name, picture)
-        if self.options.probabilities:
-            self._write_probabilities(name, prediction.probabilities)
-        write_png(self.output / name, self.plan.coding.decode(prediction.labels))
-        image = path.relative_to(self.root).as_posix()
-        pixels = count_pixels(prediction.labels, len(self.plan.labels))
-        return Outcome(image=image, mask=name, status="done", pixels=pixels)
+    def find(self, path: Path) -> Outcome | None:
+        """What came of an image before, if all that is wished is there, readable and no older than the image."""
+        mask = self.output / self.jobs[path]
+        wished = [mask, *([self._overlay(path)] if self.options.overlay else [])]
+        wished += self._probabilities(path) if self.options.probabilities else []
+        if not all(file.exists() for file in wished) or mask.stat().st_mtime < path.stat().st_mtime:
+            return None
+        try:
+            labels = self.plan.coding.encode(read_mask(mask))
+        except FileError:
+            return None
+        return self._outcome(path, "kept", labels)
 
-    def _write_probabilities(self, name: str, probabilities: NDArray[np.float32]) -> None:
+    def finish(self, path: Path, prediction: Prediction) -> Outcome:
+        if self.options.overlay:
+            write_png(self._overlay(path), draw_overlay(read_image(path).pixels, prediction.labels))
+        if self.options.probabilities:
+            for file, plane in zip(self._probabilities(path), prediction.probabilities, strict=True):
+                write_png(file, np.rint(plane * 65535).astype(np.uint16))
+        write_png(self.output / self.jobs[path], self.plan.coding.decode(prediction.labels))
+        return self._outcome(path, "done", prediction.labels)
+
+    def _overlay(self, path: Path) -> Path:
+        return self.output / "overlays" / self.jobs[path]
+
+    def _probabilities(self, path: Path) -> list[Path]:
         """A 16-bit PNG a label: 0 for impossible, 65535 for certain."""
-        for label, plane in zip(self.plan.labels, probabilities, strict=True):
-            path = self.output / "probabilities" / (name if len(probabilities) == 1 else f"{name[:-4]}_{label}.png")
-            write_png(path, np.rint(plane * 65535).astype(np.uint16))
+        mask = self.output / "probabilities" / self.jobs[path]
+        labels = self.plan.labels
+        return [mask] if len(labels) == 1 else [mask.with_name(f"{mask.stem}_{label}.png") for label in labels]
+
+    def _outcome(self, path: Path, status: Literal["done", "kept"], labels: NDArray[np.uint8]) -> Outcome:
+        image = path.relative_to(self.root).as_posix()
+        pixels = count_pixels(labels, len(self.plan.labels))
+        return Outcome(image=image, mask=self.jobs[path], status=status, pixels=pixels)
 
 
 def count_pixels(labels: NDArray[np.uint8], n_labels: int) -> tuple[int, ...]:
@@ -183,29 +206,26 @@ def count_pixels(labels: NDArray[np.uint8], n_labels: int) -> tuple[int, ...]:
 
 
 def _claim(output: Path, model: Mapping[str, Any], names: Sequence[str], overwrite: bool) -> None:
-    """Make the output folder this model's.
+    """Make the output folder this model's; with ``overwrite`` the masks that are there are deleted first.
 
     Raises:
         PredictionError: It holds masks of another model, or files that no prediction made.
     """
     record = output / RECORD
-    if not overwrite and record.exists():
+    if overwrite:
+        for name in names:  # now, or a killed command would leave masks of two models
+            (output / name).unlink(missing_ok=True)
+    elif record.exists():
         before = read_json(record, PredictionError, "use --overwrite, or another folder")
         if not isinstance(before, dict) or before.get("digest") != digest(model):
             raise PredictionError(f"{output} holds masks of another model: use --overwrite, or another folder")
-    elif not overwrite:
+    else:
         strangers = [name for name in names if (output / name).exists()]
         if strangers:
             raise PredictionError(
                 f"{output / strangers[0]} is there and no prediction made it: use --overwrite, or another folder"
             )
     write_json(record, {**model, "digest": digest(model)})
-
-
-def _kept(root: Path, path: Path, output: Path, name: str, plan: Plan) -> Outcome:
-    labels = plan.coding.encode(read_mask(output / name))
-    pixels = count_pixels(labels, len(plan.labels))
-    return Outcome(image=path.relative_to(root).as_posix(), mask=name, status="kept", pixels=pixels)
 
 
 def _write_table(path: Path, outcomes: Sequence[Outcome], labels: Sequence[str]) -> None:

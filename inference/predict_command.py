@@ -7,7 +7,14 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from iaunet.console import ALL_DONE, CANNOT_BE_DONE, SOME_FAILED, command_parser, run_command, terminating_like_interrupt
+from iaunet.console import (
+    ALL_DONE,
+    CANNOT_BE_DONE,
+    SOME_FAILED,
+    command_parser,
+    run_command,
+    terminating_like_interrupt,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -15,7 +22,9 @@ logger = logging.getLogger(__name__)
 def build_parser() -> argparse.ArgumentParser:
     """The command's options."""
     parser = command_parser("iaunet_predict", "Make a mask for each image with the ensemble of a trained run's folds.")
-    parser.add_argument("-i", "--input", type=Path, required=True, metavar="IN", help="a folder of images, or one image")
+    parser.add_argument(
+        "-i", "--input", type=Path, required=True, metavar="IN", help="a folder of images, or one image"
+    )
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="the folder for the masks")
     parser.add_argument("-d", "--dataset", required=True, metavar="DATASET", help="the data set it was trained on")
     parser.add_argument("-f", "--folds", nargs="+", metavar="FOLD", help="folds to use (default: all finished ones)")
@@ -43,16 +52,14 @@ def _run(arguments: argparse.Namespace) -> int:
     folder = workspace.find(arguments.dataset)
 
     from iaunet.inference.folder import FolderOptions, describe_model, list_inputs, predict_folder
+    from iaunet.inference.predictor import Predictor
     from iaunet.inference.runs import choose_folds, choose_runs
 
     runs = choose_runs(folder, arguments.run)
     folds = arguments.folds
     if arguments.fast:
         folds = folds or [choose_folds(runs[0], None)[0].fold]
-    list_inputs(arguments.input, arguments.output)  # so that a wrong path is told before torch is loaded
-
-    from iaunet.inference.predictor import Predictor
-
+    list_inputs(arguments.input, arguments.output)  # so that a wrong path is told before the networks are loaded
     mirroring = False if arguments.no_mirroring or arguments.fast else None
     predictor = Predictor.from_runs(runs, folds, arguments.device, mirroring, arguments.network)
     model = describe_model(runs, folds, predictor)

@@ -1,7 +1,7 @@
 """The predictor: an ensemble of trained networks that turns images into masks."""
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -122,23 +122,9 @@ class Predictor:
         if image.ndim not in (2, 3):
             raise ValueError(f"an image is [H, W] or [H, W, C], not {image.shape}")
         pixels = image[None] if image.ndim == 2 else np.moveaxis(image, 2, 0)
-        prepared = prepare_image(np.ascontiguousarray(pixels), self.plan)
-        return self.plan.coding.decode(next(iter(self.predict_prepared([prepared]))).labels)
-
-    def predict_prepared(
-        self, prepared: Sequence[tuple[NDArray[np.float32], Geometry]]
-    ) -> Iterable[Prediction]:
-        """Predict inputs that `iaunet.preprocessing.cases.prepare_image` made, one batch together.
-
-        Args:
-            prepared: Inputs [C, *input_size] with the geometry that undoes each; at most a few batches.
-
-        Yields:
-            A prediction for each.
-        """
-        inputs = np.stack([image for image, _ in prepared])
-        for probabilities, (_, geometry) in zip(self.predict_inputs(inputs), prepared, strict=True):
-            yield self.restore(probabilities, geometry)
+        prepared, geometry = prepare_image(np.ascontiguousarray(pixels), self.plan)
+        probabilities = self.predict_inputs(prepared[None])[0]
+        return self.plan.coding.decode(self.restore(probabilities, geometry).labels)
 
     def restore(self, probabilities: NDArray[np.float32], geometry: Geometry) -> Prediction:
         """Take probabilities [L, *input_size] to the image's native size and decide its labels."""
@@ -159,7 +145,7 @@ class Predictor:
         """
         while True:
             try:
-                parts = torch.from_numpy(inputs).split(self.batch_size)
+                parts = torch.split(torch.from_numpy(inputs), self.batch_size)
                 return torch.cat([self._mean_probabilities(part) for part in parts]).numpy()
             except RuntimeError as fault:
                 if not is_out_of_memory(fault):

@@ -22,7 +22,8 @@ class RunRecord:
 
     ``plan`` is the resolved plan; ``overrides`` are the options that changed it. ``split_digest`` names the folds.
     ``micro_batch`` is the number of rows that go through the network at once. ``epochs`` is None, or the number
-    that a limit of hours allowed. ``versions`` are those of Python and the libraries.
+    that a limit of hours allowed. ``weights_sha256`` is the hash of the weights it started from, if it did.
+    ``versions`` are those of Python and the libraries.
     """
 
     version: int = 1
@@ -37,6 +38,7 @@ class RunRecord:
     versions: dict[str, str] = field(default_factory=dict)
     hours: float | None = None
     epochs: int | None = None
+    weights_sha256: str = ""
 
 
 @dataclass(frozen=True)
@@ -160,7 +162,7 @@ def choose_runs(dataset: DatasetFolder, wished: list[str] | None) -> list[Run]:
         unknown = [name for name in wished if name not in usable]
         if unknown:
             raise PredictionError(f"no finished fold of a run {unknown[0]!r}: choose among {', '.join(usable)}")
-        return [usable[name] for name in wished]
+        return [usable[name] for name in dict.fromkeys(wished)]
     if len(usable) > 1:
         raise PredictionError(f"{dataset.name} has several runs: choose with --run among {', '.join(usable)}")
     return list(usable.values())
@@ -178,4 +180,4 @@ def choose_folds(run: Run, wished: list[str] | None) -> list[FoldFolder]:
     missing = [fold for fold in wished if fold not in finished]
     if missing:
         raise PredictionError(f"fold {missing[0]} of {run.name} is not finished: choose among {', '.join(finished)}")
-    return [finished[fold] for fold in wished]
+    return [finished[fold] for fold in dict.fromkeys(wished)]

@@ -39,7 +39,7 @@ def predict_stream(
         Each item once with its result, or with the error that ``load`` or ``finish`` raised; the order may differ
         from that of the items. A few batches are under way at a time.
     """
-    encoding: deque[tuple[Item, Future[Result]]] = deque()
+    encoding: deque[tuple[Item, Future[Result | IaunetError]]] = deque()
     with ThreadPoolExecutor(THREADS) as decoders, ThreadPoolExecutor(THREADS) as encoders:
 
         def encode(item: Item, probabilities: NDArray[np.float32], geometry: Geometry) -> Result:
@@ -52,28 +52,34 @@ def predict_stream(
             if ready:
                 probabilities = predictor.predict_inputs(np.stack([image for _, (image, _) in ready]))
                 for (item, (_, geometry)), maps in zip(ready, probabilities, strict=True):
-                    encoding.append((item, encoders.submit(encode, item, maps, geometry)))
+                    encoding.append((item, encoders.submit(_attempt, encode, item, maps, geometry)))
             while len(encoding) > 2 * predictor.batch_size:
-                yield _outcome(*encoding.popleft())
+                yield _settled(encoding)
         while encoding:
-            yield _outcome(*encoding.popleft())
+            yield _settled(encoding)
 
 
 def _loaded(
     pool: ThreadPoolExecutor, items: Iterable[Item], load: Callable[[Item], Input], ahead: int
 ) -> Iterator[tuple[Item, Input | IaunetError]]:
     """The items with their inputs, in order, a few loaded ahead."""
-    waiting: deque[tuple[Item, Future[Input]]] = deque()
+    waiting: deque[tuple[Item, Future[Input | IaunetError]]] = deque()
     for item in items:
-        waiting.append((item, pool.submit(load, item)))
+        waiting.append((item, pool.submit(_attempt, load, item)))
         if len(waiting) > ahead:
-            yield _outcome(*waiting.popleft())
+            yield _settled(waiting)
     while waiting:
-        yield _outcome(*waiting.popleft())
+        yield _settled(waiting)
 
 
-def _outcome(item: Item, future: Future[Result]) -> tuple[Item, Result | IaunetError]:
+def _attempt(function: Callable[..., Result], *arguments: object) -> Result | IaunetError:
     try:
-        return item, future.result()
+        return function(*arguments)
     except IaunetError as fault:
-        return item, fault
+        return fault
+
+
+def _settled(waiting: deque[tuple[Item, Future[Result]]]) -> tuple[Item, Result]:
+    """The first of those that wait, when it is done."""
+    item, future = waiting.popleft()
+    return item, future.result()

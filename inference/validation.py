@@ -2,8 +2,7 @@
 
 import logging
 import shutil
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,18 +14,30 @@ from iaunet.errors import FileError, IaunetError, TrainingError
 from iaunet.files import read_mask, write_png
 from iaunet.inference.predictor import Prediction, Predictor
 from iaunet.inference.runs import FoldFolder, Run
-from iaunet.inference.scores import CaseScore, ScoreSummary, format_table, read_scores, score_masks, summarise_scores, write_scores
+from iaunet.inference.scores import (
+    CaseScore,
+    ScoreSummary,
+    format_table,
+    read_scores,
+    score_masks,
+    summarise_scores,
+    write_scores,
+)
 from iaunet.inference.stream import Input, predict_stream
 from iaunet.planners.plan import Plan
 from iaunet.preprocessing.arrays import Arrays
-from iaunet.records import to_json
 from iaunet.storage import file_digest, write_json
 
 logger = logging.getLogger(__name__)
 
 
 def validate_fold(
-    predictor: Predictor, folder: FoldFolder, dataset: Dataset, arrays: Arrays, names: Sequence[str], notes: Mapping[str, Any]
+    predictor: Predictor,
+    folder: FoldFolder,
+    dataset: Dataset,
+    arrays: Arrays,
+    names: Sequence[str],
+    notes: Mapping[str, Any],
 ) -> ScoreSummary:
     """Predict held-out cases at native size, keep their masks and scores, and mark the fold as finished.
 
@@ -40,13 +51,15 @@ def validate_fold(
 
     Raises:
         TrainingError: A case cannot be scored, since its true mask cannot be read any more.
+        WorkspaceError: The disk is full.
     """
+    folder.summary_json.unlink(missing_ok=True)  # first, or a killed rerun would count as finished
     shutil.rmtree(folder.validation, ignore_errors=True)
     scores = _score_cases(predictor, folder, dataset, arrays, names)
     order = {name: i for i, name in enumerate(names)}
     scores.sort(key=lambda score: order[score.name])
     write_scores(folder.scores_csv, scores)
-    summary = summarise_scores(scores, {name: dataset.groups[name] for name in names if name in dataset.groups})
+    summary = summarise_scores(scores, _groups(dataset, names))
     write_summary(folder, {**notes, "scores": summary_to_json(summary)})
     return summary
 
@@ -58,10 +71,12 @@ def write_summary(folder: FoldFolder, content: Mapping[str, Any]) -> None:
 
 def summary_to_json(summary: ScoreSummary) -> dict[str, Any]:
     """A summary of scores as plain values."""
-    labels = {name: label.to_json() for name, label in summary.labels.items()}
-    return to_json(
-        {"n_cases": summary.n_cases, "n_groups": summary.n_groups, "sd_over": summary.sd_over, "labels": labels}
-    )
+    return {
+        "n_cases": summary.n_cases,
+        "n_groups": summary.n_groups,
+        "sd_over": summary.sd_over,
+        "labels": {name: label.to_json() for name, label in summary.labels.items()},
+    }
 
 
 def summarise_run(run: Run, n_folds: int, dataset: Dataset, inflated: str) -> ScoreSummary | None:
@@ -99,7 +114,7 @@ def describe_scores(summary: ScoreSummary, inflated: str) -> list[str]:
     return [*format_table(summary), *([f"these scores are {inflated}"] if inflated else [])]
 
 
-def _groups(dataset: Dataset, names: Mapping[str, Any]) -> dict[str, str]:
+def _groups(dataset: Dataset, names: Iterable[str]) -> dict[str, str]:
     return {name: dataset.groups[name] for name in names if name in dataset.groups}
 
 
@@ -121,9 +136,9 @@ def _score_cases(
 
     scores = []
     stream = predict_stream(predictor, names, load, finish)
-    for name, result in tqdm(stream, "validate", len(names), unit=" cases", disable=None, leave=False):
+    for _, result in tqdm(stream, "validate", len(names), unit=" cases", disable=None, leave=False):
         if isinstance(result, IaunetError):
-            raise TrainingError(f"{name} cannot be scored: {result}; its fold is trained, run the same command again")
+            raise result
         scores.append(result)
     return scores
 
@@ -131,11 +146,11 @@ def _score_cases(
 def _read_truth(plan: Plan, dataset: Dataset, mask: str | None, size: tuple[int, ...]) -> NDArray[np.uint8]:
     if mask is None:
         return np.zeros(size, np.uint8)
-    path: Path = dataset.path(mask)
+    path = dataset.path(mask)
     try:
         truth = plan.coding.encode(read_mask(path))
     except FileError as fault:
-        raise TrainingError(f"{path}: {fault}") from fault
+        raise TrainingError(f"{path}: {fault}; the fold is trained, run the same command again to score it") from fault
     if truth.shape != size:
-        raise TrainingError(f"{path} has another size than when it was planned: plan again")
+        raise TrainingError(f"{path} is {truth.shape} px and was {size} when it was planned: plan again")
     return truth

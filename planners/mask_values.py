@@ -66,7 +66,8 @@ def judge_masks(measurements: Sequence[Measurement]) -> tuple[MaskCoding, list[P
         note = _note(what, "save them as PNG to keep them exact")
         return MaskCoding(kind="binary", values=(), written=(255,)), [note]
     raise FileError(
-        f"mask values are neither labels nor black and white ({_shares(totals)})",
+        f"mask values are neither labels (at most {MOST_MASK_VALUES}, none under {RAREST_VALUE:.2%} of the pixels) "
+        f"nor black and white ({_shares(totals)})",
         "save masks as PNG with 0 for background and one value a label",
     )
 

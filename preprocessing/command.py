@@ -63,6 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: argparse.Namespace) -> int:
     from iaunet.dataset import Source
     from iaunet.errors import DatasetError
+    from iaunet.planners.planner import find_planner
     from iaunet.preprocessing.preparation import Preparation, locate_dataset, prepare_dataset
     from iaunet.preprocessing.summary import describe
     from iaunet.workspace import open_workspace
@@ -80,7 +81,7 @@ def _run(arguments: argparse.Namespace) -> int:
         skip_faulty=arguments.skip_faulty,
     )
     wish = Preparation(
-        planner=arguments.planner,
+        planner=find_planner(arguments.planner),
         width=arguments.width,
         n_folds=arguments.folds,
         workers=max(1, arguments.workers),

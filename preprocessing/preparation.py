@@ -17,7 +17,7 @@ from iaunet.planners.fingerprint import Fingerprint, fingerprint_dataset
 from iaunet.planners.folds import N_FOLDS, Splits, load_splits, make_splits, save_splits
 from iaunet.planners.mask_values import ALL_MASKS
 from iaunet.planners.plan import Plan, load_plan, save_plan
-from iaunet.planners.planner import find_planner
+from iaunet.planners.planner import AutoPlanner
 from iaunet.preprocessing.arrays import Index
 from iaunet.preprocessing.preprocess import preprocess
 from iaunet.records import to_json
@@ -38,16 +38,13 @@ class Preparation:
     problems.csv.
     """
 
-    planner: str = "auto"
+    planner: AutoPlanner = AutoPlanner()
     width: int | None = None
     n_folds: int = N_FOLDS
     workers: int = 1
     replan: bool = False
     verify_only: bool = False
     dry_run: bool = False
-
-    def __post_init__(self) -> None:
-        find_planner(self.planner)
 
 
 @dataclass(frozen=True)
@@ -138,7 +135,7 @@ def prepare_dataset(folder: DatasetFolder, source: Source, wish: Preparation) ->
 def _plan_and_preprocess(
     folder: DatasetFolder, dataset: Dataset, fingerprint: Fingerprint, wish: Preparation
 ) -> Prepared:
-    plan = find_planner(wish.planner).plan(dataset, fingerprint, wish.width)
+    plan = wish.planner.plan(dataset, fingerprint, wish.width)
     splits = make_splits(fingerprint, dataset.groups, wish.n_folds, _known_folds(folder, dataset, wish.n_folds))
     if not wish.replan:
         plan = _edited_plan(folder, fingerprint) or plan

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from iaunet.planners.plan import Normalisation
 from iaunet.planners.recipes import Augmentation
+from iaunet.preprocessing.normalisation import SD_FLOOR
 
 
 class Augmenter:
@@ -25,9 +26,7 @@ class Augmenter:
         input_size: (height, width) of the rows.
     """
 
-    def __init__(
-        self, augmentation: Augmentation, normalisation: Normalisation, input_size: tuple[int, int]
-    ) -> None:
+    def __init__(self, augmentation: Augmentation, normalisation: Normalisation, input_size: tuple[int, int]) -> None:
         self._augmentation = augmentation
         self._normalisation = normalisation
         self._transform = Compose(_transforms(augmentation, input_size))
@@ -61,9 +60,7 @@ def sample_brightness(rng: np.random.Generator, augmentation: Augmentation) -> f
     return float(rng.uniform(*augmentation.brightness))
 
 
-def apply_brightness(
-    image: NDArray[np.float32], factor: float, normalisation: Normalisation
-) -> NDArray[np.float32]:
+def apply_brightness(image: NDArray[np.float32], factor: float, normalisation: Normalisation) -> NDArray[np.float32]:
     """Multiply the intensities an image had before normalisation: x <- f x + (f - 1) mean / sd.
 
     Images that were normalised each by itself are returned as they are: a factor would not have changed them.
@@ -76,7 +73,7 @@ def apply_brightness(
     if factor == 1.0 or normalisation.kind == "case":
         return image
     mean = np.asarray(normalisation.mean, np.float32)
-    sd = np.maximum(np.asarray(normalisation.sd, np.float32), 1e-6)
+    sd = np.maximum(np.asarray(normalisation.sd, np.float32), SD_FLOOR)
     shift = (factor - 1) * mean / sd
     return (factor * image + shift[:, None, None]).astype(np.float32)
 

@@ -18,12 +18,14 @@ class Checkpoint:
 
     ``epoch`` and ``step`` (within the epoch) are the next to be done; ``losses`` are the sums over the steps done
     in the running epoch. ``network`` holds the raw weights and buffers, ``average`` those of the moving average.
-    ``run`` is the digest of the run's record, ``epochs`` the number it will train for. ``generator`` is the state
-    of torch's generator on the CPU, ``threads`` how many threads computed.
+    ``run`` is the digest of the run's record, ``epochs`` the number it will train for, ``hours_to_fix`` the hours
+    that are still to decide it, if any. ``generator`` is the state of torch's generator on the CPU, ``threads`` how
+    many threads computed.
     """
 
     run: str
     epochs: int
+    hours_to_fix: float | None
     epoch: int
     step: int
     losses: dict[str, float]

@@ -19,7 +19,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("dataset", metavar="DATASET", help="a name the workspace knows, or the raw data's folder")
     parser.add_argument("fold", metavar="FOLD", help="0, 1, ...; cv for every fold; all for one model on every case")
-    parser.add_argument("--network", metavar="NAME", help="iaunet, unet, or package.module:function (default: the plan's)")
+    parser.add_argument(
+        "--network", metavar="NAME", help="iaunet, unet, or package.module:function (default: the plan's)"
+    )
     parser.add_argument("--recipe", metavar="NAME", help="best or paper (default: the plan's)")
     parser.add_argument("--split", metavar="NAME|FILE", help="random, grouped, or a JSON file (default: the plan's)")
     parser.add_argument("--name", metavar="NAME", help="the run's name (default: NETWORK-RECIPE-SPLIT)")
@@ -29,7 +31,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--batch_size", type=int, metavar="N", help="rows a step (default: the recipe's)")
     parser.add_argument("--width", type=int, metavar="N", help="channels of the first stage (default: the plan's)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="decides all that is random")
-    parser.add_argument("--memory", type=float, metavar="GB", help="memory a training step may take (default: what is free)")
+    parser.add_argument(
+        "--memory", type=float, metavar="GB", help="memory a training step may take (default: what is free)"
+    )
     parser.add_argument("--device", default="auto", metavar="DEVICE", help="auto, cpu, cuda, cuda:1, mps")
     parser.add_argument("--weights", type=Path, metavar="FILE", help="start from the weights of a safetensors file")
     parser.add_argument("--workers", type=int, metavar="N", help="loading processes (default: chosen)")

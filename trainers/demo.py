@@ -1,6 +1,5 @@
 """The whole way on a small generated dataset, through the very functions the commands call."""
 
-import dataclasses
 import logging
 import shutil
 import time
@@ -52,17 +51,19 @@ class DemoPlanner(AutoPlanner):
     def __init__(self, epochs: int) -> None:
         self._epochs = epochs
 
+    def choose_input_size(self) -> tuple[int, int]:
+        """A quarter of the usual pixels: four times as many steps in the same minutes."""
+        return 128, 128
+
     def choose_network(self, width: int | None) -> Choice[NetworkPlan]:
         """The attention network with 8 channels in its first stage."""
-        planned = super().choose_network(width or 8)
-        options = {**planned.value.options, "max_keys": 256}
-        return Choice(dataclasses.replace(planned.value, options=options), "narrow, for minutes on a CPU")
+        return Choice(super().choose_network(8).value, "the attention network, narrow for minutes on a CPU")
 
     def choose_recipe(self, fingerprint: Fingerprint) -> Choice[Recipe]:
         """Few epochs with small batches, so that there are enough steps."""
         recipe = Recipe(
             name="demo",
-            lr=1e-3,
+            lr=4e-3,
             schedule="cosine",
             average_weights=True,
             batch_size=4,

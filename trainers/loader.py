@@ -1,7 +1,8 @@
 """Brings batches of augmented rows from the preprocessed arrays to the training loop."""
 
+import contextlib
 import signal
-
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
+from iaunet.errors import TrainingError
 from iaunet.preprocessing.arrays import Arrays, open_arrays
 from iaunet.trainers.augmentation import Augmenter
 from iaunet.trainers.sampling import EpochSampler, Sample
@@ -77,7 +79,7 @@ class Collator:
 def make_loader(
     dataset: RowDataset, sampler: EpochSampler, n_labels: int, workers: int, pin_memory: bool
 ) -> DataLoader[Batch]:
-    """A loader that gives the sampler's batches in its order.
+    """A loader that gives the sampler's batches in its order. Use it within `ending_workers`.
 
     Args:
         dataset: The rows.
@@ -87,7 +89,7 @@ def make_loader(
         pin_memory: For training on a GPU.
     """
     return DataLoader(
-        dataset,
+        dataset,  # type: ignore[arg-type]  # it knows rows, the collator makes batches of them
         batch_sampler=sampler,
         collate_fn=Collator(n_labels),
         num_workers=workers,
@@ -95,13 +97,50 @@ def make_loader(
         persistent_workers=workers > 0,
         multiprocessing_context="spawn" if workers else None,
         worker_init_fn=_start_worker if workers else None,
+        generator=torch.Generator(),  # its own, or each epoch would draw from the one that the network draws from
     )
 
 
+def start_batches(loader: DataLoader[Batch]) -> Iterator[Batch]:
+    """Begin an epoch; worker processes start with the first.
+
+    Signals that stop the command are held back meanwhile, and for good in the workers: they serve until this process
+    has done its step, and a signal sent to the whole group does not end them while they start.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        return iter(loader)
+    from multiprocessing.resource_tracker import ensure_running  # not on every system
+
+    ensure_running()  # starting it later would let the signals through
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+    try:
+        return iter(loader)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextlib.contextmanager
+def ending_workers(loader: DataLoader[Batch]) -> Iterator[None]:
+    """End the loader's processes with the block: Python at its end would wait for them, as SIGTERM does not reach them.
+
+    Raises:
+        TrainingError: One of them was killed.
+    """
+    try:
+        yield
+    except RuntimeError as fault:
+        if not str(fault).startswith("DataLoader worker"):
+            raise
+        raise TrainingError(
+            "a loading process was killed, most likely because memory ran out: run the same command again to go on, "
+            "with fewer --workers"
+        ) from fault
+    finally:
+        if loader._iterator is not None:
+            loader._iterator._shutdown_workers()  # type: ignore[attr-defined]
+
+
 def _start_worker(worker: int) -> None:
-    """One thread each, and stopping is left to the parent."""
+    """One thread each, and an end with the parent."""
     torch.set_num_threads(1)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     serve_parent()
-
-

@@ -50,6 +50,7 @@ class CaseOrder:
         self._has_foreground = [row.foreground for row in rows]
         self._foreground_rows = foreground_rows
         self._seed = seed
+        self._last_shuffle: tuple[int, list[int]] = (-1, [])
         self.batch_size = batch_size
         self.steps = min(-(-len(places) // batch_size), most_steps)
 
@@ -65,7 +66,7 @@ class CaseOrder:
         return Sample(self._draw_row(rows, seed), seed)
 
     def _shuffled(self, shuffle: int) -> list[int]:
-        if getattr(self, "_last_shuffle", (None,))[0] != shuffle:
+        if self._last_shuffle[0] != shuffle:
             order = np.random.default_rng([self._seed, shuffle]).permutation(len(self._rows_of))
             self._last_shuffle = (shuffle, order.tolist())
         return self._last_shuffle[1]
@@ -74,7 +75,7 @@ class CaseOrder:
         """One row of a case; rows with foreground are preferred where they are rare."""
         if len(rows) == 1:
             return rows[0]
-        rng = np.random.default_rng(seed)
+        rng = np.random.default_rng((*seed, 1))  # another stream than the augmentation's
         foreground = [row for row in rows if self._has_foreground[row]]
         if foreground and rng.random() < self._foreground_rows:
             rows = foreground

@@ -5,8 +5,9 @@ import math
 import platform
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
 
@@ -26,14 +27,17 @@ from iaunet.storage import remove_leftovers
 from iaunet.trainers.augmentation import Augmenter
 from iaunet.trainers.averaging import WeightAverage
 from iaunet.trainers.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from iaunet.trainers.loader import Batch, Collator, RowDataset, make_loader
-from iaunet.trainers.memory import FEWEST_ROWS
+from iaunet.trainers.loader import Batch, Collator, RowDataset, ending_workers, make_loader, start_batches
+from iaunet.trainers.memory import micro_batches
 from iaunet.trainers.progress import Estimate, Metrics, Picture
 from iaunet.trainers.sampling import CaseOrder, EpochSampler, Sample
 from iaunet.trainers.schedules import learning_rate
 from iaunet.weights import load_weights, save_weights
 
 logger = logging.getLogger(__name__)
+
+VALIDATION_COST = 1 / 3
+"""Of the cost of training on a row: forward only."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +84,7 @@ class Trainer:
         self.step = 0
         self.losses = {"loss": 0.0, "bce": 0.0, "dice_loss": 0.0}
         self.seconds = 0.0
+        self._hours_to_fix = setup.hours
         self._stop_signal: int | None = None
 
     # The whole training ---------------------------------------------------------------------------------------------
@@ -94,7 +99,8 @@ class Trainer:
         remove_leftovers(self.folder.root)
         self.build()
         self.resume_or_start()
-        with handling_signals((signal.SIGINT, signal.SIGTERM), self._ask_to_stop):
+        stopping = handling_signals((signal.SIGINT, signal.SIGTERM), self._ask_to_stop)
+        with stopping, ending_workers(self.loader):
             while self.epoch < self.epochs:
                 self.train_epoch()
                 validation = self.validate()
@@ -130,10 +136,11 @@ class Trainer:
         self.loader = make_loader(rows, self.sampler, n_labels, setup.workers, self.device.type == "cuda")
         held_out = set(setup.validation)
         self.validation_rows = [i for i, row in enumerate(self.arrays.index.rows) if row.case in held_out]
+        self.plain_rows = RowDataset(setup.preprocessed, plan.arrays_digest, None)
 
     def make_optimiser(self) -> torch.optim.Optimizer:
         """Adam or AdamW as the recipe says, nothing left to defaults."""
-        kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+        kinds: dict[str, Callable[..., torch.optim.Optimizer]] = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
         return kinds[self.recipe.optimiser](
             self.network.parameters(),
             lr=self.recipe.lr,
@@ -178,10 +185,11 @@ class Trainer:
                     buffer.copy_(buffers[name])
                 torch.set_rng_state(random_state)
                 self._halve_micro_batch(fault)
-        self._require_finite(losses, batch)
+        self._require_finite("loss", losses["loss"], batch)
         self.scaler.unscale_(self.optimiser)
-        if self.recipe.clip_gradient_norm is not None:
-            nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.clip_gradient_norm)
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.clip_gradient_norm or math.inf)
+        if not self.scaler.is_enabled():  # it skips steps whose gradients are too large for half precision
+            self._require_finite("gradient's norm", float(norm), batch)
         self.scaler.step(self.optimiser)
         self.scaler.update()
         if self.average is not None:
@@ -198,7 +206,9 @@ class Trainer:
         """Forward and backward over the batch, a micro-batch at a time, each weighed by its rows."""
         self.optimiser.zero_grad(set_to_none=True)
         sums = torch.zeros(3, device=self.device)
-        parts = zip(batch.images.split(self.micro_batch), batch.targets.split(self.micro_batch), strict=True)
+        parts = zip(
+            torch.split(batch.images, self.micro_batch), torch.split(batch.targets, self.micro_batch), strict=True
+        )
         for images, targets in parts:
             images = images.to(self.device, non_blocking=True).contiguous(memory_format=torch.channels_last)
             targets = targets.to(self.device, non_blocking=True)
@@ -206,7 +216,7 @@ class Trainer:
                 logits = self.network(images)
             losses = bce_dice_loss(logits, targets)
             share = len(images) / len(batch.images)
-            self.scaler.scale(losses.loss * share).backward()
+            self.scaler.scale(losses.loss * share).backward()  # type: ignore[no-untyped-call]
             sums += torch.stack([part.detach() * share for part in losses])
         return dict(zip(("loss", "bce", "dice_loss"), sums.tolist(), strict=True))
 
@@ -264,7 +274,6 @@ class Trainer:
         steps = (self.epochs - self.epoch) * self.sampler.order.steps - self.step
         later = (self.setup.commands_folds - 1) * self.epochs * self.sampler.order.steps
         self.estimate = Estimate(steps + later, self.device.type == "cpu")
-        self._hours_to_fix = self.setup.hours if self.epoch == 0 and self.step == 0 else None
 
     def load(self, checkpoint: Checkpoint) -> None:
         """Go back to the state of a checkpoint.
@@ -284,6 +293,7 @@ class Trainer:
         self.scaler.load_state_dict(checkpoint.scaler)
         torch.set_rng_state(checkpoint.generator)
         self.epoch, self.step, self.epochs = checkpoint.epoch, checkpoint.step, checkpoint.epochs
+        self._hours_to_fix = checkpoint.hours_to_fix
         self.losses, self.seconds = dict(checkpoint.losses), checkpoint.seconds
         self.micro_batch = min(self.micro_batch, checkpoint.micro_batch)
         logger.info("going on from epoch %d, step %d", self.epoch + 1, self.step)
@@ -300,6 +310,7 @@ class Trainer:
         checkpoint = Checkpoint(
             run=self.setup.run,
             epochs=self.epochs,
+            hours_to_fix=self._hours_to_fix,
             epoch=self.epoch,
             step=self.step,
             losses=self.losses,
@@ -328,7 +339,7 @@ class Trainer:
     def _timed_batches(self) -> Iterator[Batch]:
         """The batches, with the time from one to the next taken, loading included."""
         start = time.perf_counter()
-        for batch in self.loader:
+        for batch in start_batches(self.loader):
             yield batch
             now = time.perf_counter()
             self.seconds += now - start
@@ -338,12 +349,11 @@ class Trainer:
             start = now
 
     def _validation_batches(self) -> Iterator[Batch]:
-        rows = RowDataset(self.setup.preprocessed, self.setup.plan.arrays_digest, None)
         collate = Collator(len(self.setup.plan.labels))
         size = min(self.micro_batch, 8)
         for start in range(0, len(self.validation_rows), size):
             numbers = self.validation_rows[start : start + size]
-            yield collate([rows[Sample(row, (0, 0, 0))] for row in numbers])
+            yield collate([self.plain_rows[Sample(row, (0, 0, 0))] for row in numbers])
 
     def _fix_epochs(self) -> None:
         """Once, after the first steps: as many epochs as the hours allow."""
@@ -374,30 +384,26 @@ class Trainer:
                 else f"saved after epoch {self.epoch}: run the same command again to go on"
             )
 
-    def _require_finite(self, losses: dict[str, float], batch: Batch) -> None:
-        if math.isfinite(losses["loss"]):
+    def _require_finite(self, name: str, value: float, batch: Batch) -> None:
+        if math.isfinite(value):
             return
         cases = sorted({self.arrays.index.rows[row].case for row in batch.rows})
         raise TrainingError(
-            f"the loss is {losses['loss']} in epoch {self.epoch + 1}, step {self.step + 1}, with the cases "
+            f"the {name} is {value} in epoch {self.epoch + 1}, step {self.step + 1}, with the cases "
             f"{', '.join(cases)}: look at these, or lower --lr; the last checkpoint is kept"
         )
 
     def _halve_micro_batch(self, fault: RuntimeError) -> None:
-        rows = self.micro_batch // 2
-        if rows < min(FEWEST_ROWS, self.recipe.batch_size):
+        smaller = [rows for rows in micro_batches(self.recipe.batch_size) if rows < self.micro_batch]
+        if not smaller:
             raise TrainingError(
                 f"memory does not suffice for {self.micro_batch} rows on {self.device}: use a smaller --width, "
                 "or close other programs"
             ) from fault
-        self.micro_batch = rows
+        self.micro_batch = smaller[0]
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        logger.warning("memory ran out: going on with %d rows at a time", rows)
-
-
-VALIDATION_COST = 1 / 3
-"""Of the cost of training on a row: forward only."""
+        logger.warning("memory ran out: going on with %d rows at a time", self.micro_batch)
 
 
 def dice_per_image(predicted: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
@@ -409,7 +415,5 @@ def dice_per_image(predicted: torch.Tensor, truth: torch.Tensor) -> torch.Tensor
 
 def library_versions() -> dict[str, str]:
     """The versions that a result depends on."""
-    from importlib.metadata import version
-
     names: Sequence[str] = ("iaunet", "torch", "numpy", "batchgenerators", "Pillow", "scipy")
     return {"python": platform.python_version(), **{name: version(name) for name in names}}

@@ -2,7 +2,8 @@
 
 import dataclasses
 import logging
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,8 +21,8 @@ from iaunet.planners.folds import Fold, Split, find_split, load_splits
 from iaunet.planners.plan import NetworkPlan, Plan, load_plan
 from iaunet.planners.recipes import find_recipe
 from iaunet.preprocessing.arrays import open_arrays
-from iaunet.records import to_json
-from iaunet.storage import digest, make_folder
+from iaunet.records import require, to_json
+from iaunet.storage import digest, file_digest, make_folder
 from iaunet.trainers.memory import find_micro_batch
 from iaunet.trainers.trainer import FoldSetup, Trainer, library_versions
 from iaunet.weights import load_weights
@@ -62,6 +63,17 @@ class TrainingOptions:
     restart: bool = False
     workers: int | None = None
 
+    def __post_init__(self) -> None:
+        require(self.seed >= 0, "seed", self.seed, "a whole number of 0 or more")
+        for name in ("hours", "memory_gb"):
+            value = getattr(self, name)
+            require(value is None or 0 < value < math.inf, name, value, "a number above 0")
+        require(self.workers is None or self.workers >= 0, "workers", self.workers, "a whole number of 0 or more")
+        if self.val_only and self.restart:
+            raise TrainingError("--restart begins anew and --val_only scores what is there: give one of them")
+        if self.weights is not None and not self.weights.is_file():
+            raise TrainingError(f"{self.weights} is no file: give the safetensors file to start from")
+
 
 def train(folder: DatasetFolder, fold: str, options: TrainingOptions) -> Run:
     """Train one fold of a run, all of them, or one model on every case; what was begun is gone on with.
@@ -86,7 +98,8 @@ def train(folder: DatasetFolder, fold: str, options: TrainingOptions) -> Run:
     logger.info("run        %s", session.run.root)
     for i, name in enumerate(folds):
         with locked(session.run.fold(name).root, "training"):
-            record = session.train_fold(name, record, len(folds) - i)
+            still_to_do = sum(not session.run.fold(later).is_finished for later in folds[i:])
+            record = session.train_fold(name, record, still_to_do)
     summary = summarise_run(session.run, len(session.split.folds), session.dataset, session.split.inflated)
     if summary is not None:
         logger.info("cross-validation over %d folds: %s", len(session.split.folds), session.run.crossval_json)
@@ -191,7 +204,9 @@ class _Session:
         notes = {"run": self.run.name, "fold": fold.fold, "split": self.split.name, "inflated": self.split.inflated}
         if not cases.validation:
             write_summary(fold, {**notes, "scores": None})
-            logger.info("trained on every case, so there is no score; next: iaunet_predict -d %s -f all", self.folder.name)
+            logger.info(
+                "trained on every case, so there is no score; next: iaunet_predict -d %s -f all", self.folder.name
+            )
             return
         network = build_planned_network(record.plan)
         load_weights(fold.weights, network)
@@ -202,7 +217,8 @@ class _Session:
             logger.info("%s", line)
 
     def _new_record(self) -> RunRecord:
-        memory = int(self.options.memory_gb * 2**30) if self.options.memory_gb else free_memory(self.device)
+        memory_gb = self.options.memory_gb
+        memory = free_memory(self.device) if memory_gb is None else int(memory_gb * 2**30)
         plan = self.plan
         rows = find_micro_batch(
             build_planned_network(plan), plan.channels, plan.input_size, plan.recipe.batch_size, memory
@@ -218,12 +234,18 @@ class _Session:
             threads=torch.get_num_threads(),
             versions=library_versions(),
             hours=self.options.hours,
+            weights_sha256=self._weights_digest(),
         )
+
+    def _weights_digest(self) -> str:
+        return file_digest(self.options.weights) if self.options.weights else ""
 
     def _overrides(self) -> dict[str, str | int | float]:
         names = ("network", "recipe", "epochs", "lr", "batch_size", "width", "memory_gb", "weights")
         given = {name: getattr(self.options, name) for name in names}
-        return {name: str(value) if isinstance(value, Path) else value for name, value in given.items() if value is not None}
+        return {
+            name: str(value) if isinstance(value, Path) else value for name, value in given.items() if value is not None
+        }
 
     def _require_same(self, record: RunRecord) -> None:
         """Refuse to go on with a run of other settings."""
@@ -234,12 +256,13 @@ class _Session:
             split_digest=digest(to_json(self.split.folds)),
             seed=self.options.seed,
             hours=self.options.hours,
+            weights_sha256=self._weights_digest(),
         )
         changed = differences(settings(record), settings(wished))
         if changed:
             raise TrainingError(
-                f"{self.run.root} was begun with other settings ({'; '.join(changed)}): give the same settings to go on, "
-                "--restart to put it aside and begin anew, or --name for another run"
+                f"{self.run.root} was begun with other settings ({'; '.join(changed)}): give the same settings to go "
+                "on, --restart to put it aside and begin anew, or --name for another run"
             )
 
     def _workers(self, n_train: int, epochs: int) -> int:
@@ -280,7 +303,7 @@ def resolve_plan(plan: Plan, options: TrainingOptions) -> Plan:
 def settings(record: RunRecord) -> dict[str, Any]:
     """What must be the same for a run to be gone on with."""
     plan = {name: value for name, value in to_json(record.plan).items() if name not in ("why", "warnings", "planned")}
-    names = ("split", "split_digest", "seed", "hours")
+    names = ("split", "split_digest", "seed", "hours", "weights_sha256")
     return {"plan": plan, **{name: getattr(record, name) for name in names}}
 
 
@@ -295,9 +318,16 @@ def differences(before: Any, now: Any, name: str = "") -> list[str]:
 
 
 def _put_aside(run: Run) -> None:
-    """Rename a run's folder: nothing of it is deleted."""
+    """Rename a run's folder: nothing of it is deleted.
+
+    Raises:
+        WorkspaceError: Another process is training one of its folds.
+    """
     if not run.root.exists():
         return
+    for folder in run.root.glob("fold_*"):
+        with locked(folder, "training"):
+            pass
     number = 1
     while (aside := run.root.with_name(f"{run.name}.old-{number}")).exists():
         number += 1
@@ -316,5 +346,3 @@ def _describe_device(device: torch.device) -> str:
     if device.type == "cuda":
         return f"{device} ({torch.cuda.get_device_name(device)})"
     return f"{device} ({torch.get_num_threads()} threads)" if device.type == "cpu" else str(device)
-
-

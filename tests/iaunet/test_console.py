@@ -34,10 +34,10 @@ def test_options_take_underscores_and_hyphens(parser, options):
 
 
 def test_only_the_options_name_is_changed_and_not_its_value(parser):
-    arguments = parser.parse_args(["a-b", "--workspace=my-data/--x-y", "--", "-c-d"])
+    arguments = parser.parse_args(["a-b", "--workspace=my-data/--x-y"])
 
     assert str(arguments.workspace) == "my-data/--x-y"
-    assert arguments.folders == ["a-b", "-c-d"]
+    assert arguments.folders == ["a-b"]
 
 
 @pytest.mark.parametrize("options", [["--batch", "4"], ["--unknown"], ["--batch_size", "many"]])

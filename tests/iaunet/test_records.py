@@ -35,9 +35,7 @@ class Whole:
         require(self.count >= 0, "count", self.count, "0 or more")
 
 
-PARTS = st.builds(
-    Part, size=st.tuples(st.integers(), st.integers()), weight=st.one_of(st.none(), NUMBERS)
-)
+PARTS = st.builds(Part, size=st.tuples(st.integers(), st.integers()), weight=st.one_of(st.none(), NUMBERS))
 WHOLES = st.builds(
     Whole,
     name=st.text(),
@@ -128,13 +126,13 @@ def test_a_value_that_cannot_be_is_answered_with_its_field_and_what_may_be(chang
 
 @pytest.mark.parametrize("data", [None, [], "text", 3])
 def test_what_is_no_object_is_refused(data):
-    with pytest.raises(FieldError, match="whole is .*: give an object in braces"):
+    with pytest.raises(FieldError, match=r"whole is .*: give an object in braces"):
         from_json(Whole, data)
 
 
 def test_a_missing_field_is_named_unless_it_has_a_default():
     assert from_json(Whole, {key: GOOD[key] for key in GOOD if key not in ("by_name", "option")}).by_name == {}
-    with pytest.raises(FieldError, match="^share is missing$"):
+    with pytest.raises(FieldError, match=r"^share is missing$"):
         from_json(Whole, {key: GOOD[key] for key in GOOD if key != "share"})
 
 

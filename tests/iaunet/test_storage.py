@@ -1,7 +1,7 @@
 import multiprocessing
-import os
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -140,16 +140,12 @@ def test_other_faults_of_the_system_keep_their_type(tmp_path):
         pass
 
 
-def write_and_die(path):
-    with replacing(Path(path)) as temporary:
-        temporary.write_text("half")
-        os._exit(9)
-
-
-def test_leftovers_of_a_killed_writer_are_removed_and_nothing_else(tmp_path):
+def test_leftovers_of_a_killed_writer_are_removed_and_nothing_else(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parent)
+    job = import_module("jobs_for_workers").write_half_and_die
     (tmp_path / "keep.json").write_text("{}")
     (tmp_path / ".lock").write_text("")
-    worker = multiprocessing.get_context("spawn").Process(target=write_and_die, args=(str(tmp_path / "plan.json"),))
+    worker = multiprocessing.get_context("spawn").Process(target=job, args=(tmp_path / "plan.json",))
     worker.start()
     worker.join()
     assert len(files_of(tmp_path)) == 3

@@ -2,43 +2,41 @@ import multiprocessing
 import os
 import signal
 import time
+from importlib import import_module
+from pathlib import Path
 
 import pytest
 
 from iaunet.errors import FileError, WorkspaceError
-from iaunet.workers import default_workers, map_in_processes, serve_parent
-
-RAISING, DYING = -1, -2
+from iaunet.workers import default_workers, map_in_processes
 
 
-def square_with_process(number):
-    if number == RAISING:
-        raise FileError("is damaged", "copy it again")
-    if number == DYING:
-        os._exit(1)
-    return number**2, os.getpid()
+@pytest.fixture
+def jobs(monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parent)
+    return import_module("jobs_for_workers")
 
 
-def run_workers(items, workers=2):
-    return list(map_in_processes(square_with_process, items, workers, items_worth_a_process=1))
+def run_workers(function, items, workers=2):
+    return list(map_in_processes(function, items, workers, items_worth_a_process=1))
 
 
-def test_results_come_in_the_order_of_the_items_from_other_processes():
-    results = run_workers(range(40))
+def test_results_come_in_the_order_of_the_items_from_other_processes(jobs):
+    results = run_workers(jobs.square, range(40))
 
     assert [result for result, _ in results] == [number**2 for number in range(40)]
     assert os.getpid() not in {process for _, process in results}
 
 
 @pytest.mark.parametrize(("n_items", "workers"), [(0, 4), (1, 4), (24, 4), (500, 1)])
-def test_little_work_is_done_in_this_process(n_items, workers):
-    results = list(map_in_processes(square_with_process, range(n_items), workers))
+def test_little_work_is_done_in_this_process(jobs, n_items, workers):
+    results = list(map_in_processes(jobs.square, range(n_items), workers))
 
     assert {process for _, process in results} <= {os.getpid()}
     assert len(results) == n_items
 
 
-def test_items_are_taken_only_as_results_are():
+def test_items_are_taken_only_as_results_are(jobs):
     taken = []
 
     class Items:
@@ -50,38 +48,26 @@ def test_items_are_taken_only_as_results_are():
                 taken.append(number)
                 yield number
 
-    results = map_in_processes(square_with_process, Items(), 2, items_worth_a_process=1)
+    results = map_in_processes(jobs.square, Items(), 2, items_worth_a_process=1)
     next(results)
     results.close()
 
     assert len(taken) <= 9
 
 
-def test_what_a_worker_raises_arrives_with_its_own_traceback_and_leaves_no_worker():
+def test_what_a_worker_raises_arrives_with_its_own_traceback_and_leaves_no_worker(jobs):
     with pytest.raises(FileError, match="is damaged: copy it again") as caught:
-        run_workers([1, 2, RAISING, *range(20)])
+        run_workers(jobs.square, [1, 2, jobs.RAISING, *range(20)])
 
-    assert "square_with_process" in str(caught.value.__cause__)
+    assert "square" in str(caught.value.__cause__)
     assert not multiprocessing.active_children()
 
 
-def test_a_worker_that_dies_is_reported_with_a_mend():
+def test_a_worker_that_dies_is_reported_with_a_mend(jobs):
     with pytest.raises(WorkspaceError, match=r"a worker process was killed, .* fewer workers \(--workers 1\)"):
-        run_workers([1, DYING, 2, 3])
+        run_workers(jobs.square, [1, jobs.DYING, 2, 3])
 
     assert not multiprocessing.active_children()
-
-
-def wait_for_ever(pipe):
-    serve_parent()
-    pipe.send(os.getpid())
-    time.sleep(3600)
-
-
-def start_worker_and_die(pipe):
-    multiprocessing.get_context("spawn").Process(target=wait_for_ever, args=(pipe,)).start()
-    pipe.recv()
-    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def is_running(process):
@@ -92,10 +78,10 @@ def is_running(process):
     return True
 
 
-def test_a_worker_ends_when_its_parent_is_killed():
+def test_a_worker_ends_when_its_parent_is_killed(jobs):
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    parent = context.Process(target=start_worker_and_die, args=(theirs,))
+    parent = context.Process(target=jobs.start_worker_and_be_killed, args=(theirs,))
     parent.start()
     worker = ours.recv()
     ours.send("die")
@@ -108,10 +94,10 @@ def test_a_worker_ends_when_its_parent_is_killed():
     assert not is_running(worker)
 
 
-def test_a_worker_leaves_the_interrupt_to_its_parent():
+def test_a_worker_leaves_the_interrupt_to_its_parent(jobs):
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    worker = context.Process(target=wait_for_ever, args=(theirs,))
+    worker = context.Process(target=jobs.serve_for_ever, args=(theirs,))
     worker.start()
     os.kill(ours.recv(), signal.SIGINT)
     worker.join(0.2)

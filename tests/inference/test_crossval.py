@@ -46,9 +46,7 @@ def test_the_interval_is_that_of_a_plain_loop_over_groups():
 
     summary = summarise(scores, groups, n_bootstrap=4000)
 
-    members = {
-        group: [score for score, of in zip(scores, groups, strict=True) if of == group] for group in groups
-    }
+    members = {group: [score for score, of in zip(scores, groups, strict=True) if of == group] for group in groups}
     means = []
     for _ in range(4000):
         drawn = rng.choice(list(members), len(members))

@@ -1,0 +1,48 @@
+"""How long a training step takes on a device, from a small one that is really run."""
+
+import time
+
+import torch
+from torch import nn
+
+from iaunet.device import autocasting
+from iaunet.loss import bce_dice_loss
+
+SHRINK = 4
+MOST_ROWS = 32
+LONG_ENOUGH = 0.4
+"""Seconds of a step beyond which the cost of starting its kernels no longer shows."""
+
+
+def time_row(network: nn.Module, channels: int, labels: int, size: tuple[int, int], device: torch.device) -> float:
+    """Estimate the seconds that training takes a row, forward and backward.
+
+    A few steps are run on random images with sides `SHRINK` times smaller, with more rows until they take long enough;
+    the last is scaled by its pixels.
+
+    Args:
+        network: Moved to ``device`` and put into training mode; its gradients and statistics are spoilt.
+        channels: Channels of its input.
+        labels: Labels of its output.
+        size: (height, width) of its input in pixels.
+        device: Where to run.
+    """
+    height, width = (max(32, side // SHRINK) for side in size)
+    network = network.to(device=device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    rows, seconds = 2, 0.0
+    _time_step(network, torch.randn(rows, channels, height, width, device=device), labels)  # warms up
+    while seconds < LONG_ENOUGH and rows < MOST_ROWS:
+        rows *= 2
+        seconds = _time_step(network, torch.randn(rows, channels, height, width, device=device), labels)
+    return seconds / rows * (size[0] * size[1]) / (height * width)
+
+
+def _time_step(network: nn.Module, images: torch.Tensor, labels: int) -> float:
+    images = images.contiguous(memory_format=torch.channels_last)
+    start = time.perf_counter()
+    with autocasting(images.device):
+        logits = network(images)
+    loss = bce_dice_loss(logits, torch.zeros(len(images), labels, *images.shape[2:], device=images.device)).loss
+    loss.backward()
+    loss.item()  # waits for a GPU
+    return time.perf_counter() - start

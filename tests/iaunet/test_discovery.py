@@ -1,0 +1,226 @@
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from iaunet.dataset import Source
+from iaunet.discovery import discover_cases, list_image_files, natural_order
+from iaunet.errors import DatasetError
+
+
+@pytest.fixture
+def discover(tmp_path):
+    """Makes empty files at the given paths and pairs them."""
+
+    def discover(*files, **source):
+        for file in files:
+            (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / file).touch()
+        return discover_cases(Source(root=str(tmp_path), **source))
+
+    return discover
+
+
+def pairs(discovery):
+    return {case.name: (*case.images, case.mask) for case in discovery.cases}
+
+
+def faults(discovery):
+    return [(problem.level, problem.file, problem.what) for problem in discovery.problems]
+
+
+@pytest.mark.parametrize(
+    ("files", "expected", "understood"),
+    [
+        (
+            ["images/a.png", "masks/a.png", "images/b.JPG", "masks/b.PNG"],
+            {"a": ("images/a.png", "masks/a.png"), "b": ("images/b.JPG", "masks/b.PNG")},
+            "2 cases: images in images/, masks in masks/",
+        ),
+        (["Original/1.tif", "Ground Truth/1.tif"], {"1": ("Original/1.tif", "Ground Truth/1.tif")}, "Ground Truth/"),
+        (["imagesTr/a.bmp", "labelsTr/a.bmp"], {"a": ("imagesTr/a.bmp", "labelsTr/a.bmp")}, "1 cases"),
+        (["images/a.jpg", "labels/a_segmentation.png"], {"a": ("images/a.jpg", "labels/a_segmentation.png")}, ""),
+        (["images/x_seg.png", "masks/x_seg.png"], {"x_seg": ("images/x_seg.png", "masks/x_seg.png")}, ""),
+        (
+            ["a.png", "a_mask.png", "b.png", "b_Masks.png"],
+            {"a": ("a.png", "a_mask.png"), "b": ("b.png", "b_Masks.png")},
+            "2 cases: images and masks side by side in ./",
+        ),
+        (["a.jpg", "a.png", "b.jpeg", "b.png"], {"a": ("a.jpg", "a.png"), "b": ("b.jpeg", "b.png")}, "side by side"),
+        (
+            ["P 1/images/ä.png", "P 1/masks/ä.png", "P2/images/ä.png", "P2/masks/ä.png"],
+            {"P 1/ä": ("P 1/images/ä.png", "P 1/masks/ä.png"), "P2/ä": ("P2/images/ä.png", "P2/masks/ä.png")},
+            "images in P 1/images/ and P2/images/, masks in P 1/masks/ and P2/masks/",
+        ),
+        (
+            ["images/p1/a.png", "masks/p1/a.png", "images/p2/a.png", "masks/p2/a.png"],
+            {"p1/a": ("images/p1/a.png", "masks/p1/a.png"), "p2/a": ("images/p2/a.png", "masks/p2/a.png")},
+            "",
+        ),
+        (
+            [f"{patient}/{name}.png" for patient in "123" for name in ("a", "a_mask")],
+            {f"{patient}/a": (f"{patient}/a.png", f"{patient}/a_mask.png") for patient in "123"},
+            "side by side in 1/ and 2 more folders",
+        ),
+        (["a.png", "masks/a.png"], {"a": ("a.png", "masks/a.png")}, ""),
+        (["images/v1.2.png", "masks/v1.2.png"], {"v1.2": ("images/v1.2.png", "masks/v1.2.png")}, ""),
+    ],
+)
+def test_folders_as_they_are_give_their_pairs(discover, files, expected, understood):
+    discovery = discover(*files)
+
+    assert pairs(discovery) == expected
+    assert understood in discovery.understood
+    assert not discovery.problems
+
+
+def test_hidden_files_test_images_and_other_files_are_left_out(discover):
+    discovery = discover(
+        "images/a.png",
+        "masks/a.png",
+        "images/._a.png",
+        "masks/.DS_Store",
+        ".cache/images/b.png",
+        "imagesTs/c.png",
+        "images/readme.txt",
+        "images/Thumbs.db",
+    )
+
+    assert pairs(discovery) == {"a": ("images/a.png", "masks/a.png")}
+    assert not discovery.problems
+
+
+def test_a_suffix_of_the_users_own_marks_masks(discover):
+    discovery = discover("a.png", "a-GT.png", mask_suffixes=("-gt",))
+
+    assert pairs(discovery) == {"a": ("a.png", "a-GT.png")}
+
+
+def test_folders_the_user_names_may_lie_anywhere_and_within_each_other(discover, tmp_path):
+    discovery = discover(
+        "raw/x/a.png",
+        "raw/truth/x/a_seg.png",
+        images=str(tmp_path / "raw"),
+        masks=str(tmp_path / "raw" / "truth"),
+    )
+
+    assert pairs(discovery) == {"x/a": ("raw/x/a.png", "raw/truth/x/a_seg.png")}
+
+
+def test_files_outside_the_root_keep_their_whole_path(tmp_path, discover):
+    outside = tmp_path / "b"
+    discover("b/images/1.png", "b/masks/1.png", "a/readme.txt")
+
+    source = Source(root=str(tmp_path / "a"), images=str(outside / "images"), masks=str(outside / "masks"))
+    (case,) = discover_cases(source).cases
+
+    assert (case.name, case.images, case.mask) == ("1", (f"{outside}/images/1.png",), f"{outside}/masks/1.png")
+
+
+def test_cases_are_in_natural_order(discover):
+    files = [f"{part}/{number}.png" for number in (10, 9, 100, 1) for part in ("images", "masks")]
+
+    assert [case.name for case in discover(*files).cases] == ["1", "9", "10", "100"]
+
+
+@given(st.lists(st.text(min_size=1)))
+def test_the_natural_order_is_one_order(names):
+    assert sorted(names, key=natural_order) == sorted(sorted(names), key=natural_order)
+
+
+@pytest.mark.parametrize(
+    ("files", "problem", "kept"),
+    [
+        (
+            ["images/b.png", "images/b.jpg", "masks/b.png"],
+            ("fault", "images/b.png", "has the name of images/b.jpg"),
+            {"a"},
+        ),
+        (
+            ["images/b.png", "masks/b.png", "masks/b_mask.png"],
+            ("fault", "masks/b_mask.png", "is a second mask of its image"),
+            {"a"},
+        ),
+        (["images/b.png"], ("fault", "images/b.png", "has no mask"), {"a"}),
+        (["masks/b.png"], ("note", "masks/b.png", "mask has no image and is left out"), {"a"}),
+    ],
+)
+def test_files_that_do_not_pair_are_told_and_never_guessed(discover, files, problem, kept):
+    discovery = discover("images/a.png", "masks/a.png", *files)
+
+    assert faults(discovery) == [problem]
+    assert pairs(discovery).keys() == kept
+
+
+def test_two_endings_beside_suffixed_masks_are_two_images_of_one_name(discover):
+    assert faults(discover("a.png", "a.jpg", "a_mask.png")) == [("fault", "a.png", "has the name of a.jpg")]
+
+
+@pytest.mark.parametrize(
+    ("mode", "expected"), [("empty", {"a": "masks/a.png", "b": None}), ("skip", {"a": "masks/a.png"})]
+)
+def test_an_image_without_mask_is_what_the_user_says(discover, mode, expected):
+    discovery = discover("images/a.png", "masks/a.png", "images/b.png", missing_mask=mode)
+
+    assert {case.name: case.mask for case in discovery.cases} == expected
+    assert not discovery.problems
+
+
+def test_a_folder_of_images_alone_can_be_declared_empty(discover):
+    assert pairs(discover("a.png", missing_mask="empty")) == {"a": ("a.png", None)}
+
+
+@pytest.mark.parametrize(
+    ("files", "source", "message"),
+    [
+        (["readme.txt"], {}, r"holds no images \(\.png, .*\): give the folder that holds images and masks"),
+        (["masks/a.png"], {}, "holds no images"),
+        (["a.png", "b.png"], {}, r"holds 2 images and no masks: put the masks in a folder 'masks' beside 'images'"),
+        (["a.png"], {"missing_mask": "skip"}, "holds 1 images and no masks"),
+        (["images/a.png", "truth/a.png"], {}, "holds 1 images and no masks: .* or give --images DIR --masks DIR"),
+        (
+            ["photos/a.png", "photos/b.png", "masks/a.png"],
+            {},
+            r"holds 2 images and 1 masks, no two of one name \(the first are photos/a and a\): name each mask as its",
+        ),
+        (["a.nii.gz", "b.nii.gz"], {}, r"holds volumes \(a\.nii\.gz\), which are not read yet: save their slices"),
+        (["a.png"], {"images": "x"}, "--images and --masks belong together: give both or neither"),
+        (["a.png"], {"images": "x", "masks": "x"}, "--images and --masks are one folder: leave both away"),
+    ],
+)
+def test_a_folder_that_is_no_dataset_is_answered_with_what_to_do(discover, files, source, message):
+    with pytest.raises(DatasetError, match=message):
+        discover(*files, **source)
+
+
+def test_a_folder_that_is_none_is_named(tmp_path):
+    (tmp_path / "file").touch()
+
+    with pytest.raises(DatasetError, match="nowhere does not exist: check the path"):
+        list_image_files(tmp_path / "nowhere")
+    with pytest.raises(DatasetError, match="file is a file: give the folder that holds it"):
+        list_image_files(tmp_path / "file")
+
+
+def test_images_are_listed_sorted_through_all_folders(tmp_path):
+    for name in ("b.png", "a/z.PNG", "a/.hidden.png", "c.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+
+    assert [path.relative_to(tmp_path).as_posix() for path in list_image_files(tmp_path)] == ["a/z.PNG", "b.png"]
+
+
+@pytest.mark.skipif(not hasattr(os, "seteuid"), reason="permissions work otherwise on this system")
+def test_a_folder_that_may_not_be_read_is_named_and_not_passed_over(tmp_path, monkeypatch):
+    (tmp_path / "p1").mkdir(mode=0o000)
+    tmp_path.chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    user = os.geteuid()
+    os.seteuid(user or 65534)  # root may read everything
+    try:
+        with pytest.raises(DatasetError, match=r"p1 cannot be read \(Permission denied\): mend its permissions"):
+            list_image_files(Path())
+    finally:
+        os.seteuid(user)
