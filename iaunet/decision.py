@@ -49,9 +49,7 @@ def decide_regions(
     """
     reached = _reached(probabilities, thresholds)
     if len(regions_class_order) != len(reached):
-        raise ValueError(
-            f"{len(regions_class_order)} values in regions_class_order for {len(reached)} regions"
-        )
+        raise ValueError(f"{len(regions_class_order)} values in regions_class_order for {len(reached)} regions")
     mask = np.zeros(reached.shape[1:], np.uint8)
     for region, value in zip(reached, regions_class_order, strict=True):
         mask[region] = value

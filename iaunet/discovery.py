@@ -11,6 +11,7 @@ from typing import Literal
 from iaunet.dataset import Case, MissingMask, Problem, Source
 from iaunet.errors import DatasetError
 from iaunet.files import FORMATS, is_image_file
+from iaunet.workspace import WORKSPACE_NAME
 
 IMAGE_FOLDERS = ("images", "image", "imgs", "img", "original", "imagestr")
 MASK_FOLDERS = (
@@ -89,7 +90,7 @@ def discover_cases(source: Source) -> Discovery:
 
 
 def list_image_files(folder: Path) -> list[Path]:
-    """All readable image files below a folder, sorted; hidden ones are left out.
+    """All image files below a folder, sorted; hidden ones and those of a workspace are left out.
 
     Raises:
         DatasetError: The folder does not exist.
@@ -104,7 +105,7 @@ def _list_files(folder: Path) -> list[Path]:
         raise DatasetError(f"{folder} is a file: give the folder that holds it")
     found = []
     for parent, folders, files in os.walk(folder, onerror=_refuse_folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        folders[:] = [name for name in folders if not name.startswith(".") and name != WORKSPACE_NAME]
         found += [Path(parent) / name for name in files if not name.startswith(".")]
     return sorted(found, key=lambda path: path.as_posix())
 

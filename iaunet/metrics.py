@@ -53,9 +53,7 @@ class Counts:
     tn: int = 0
 
     def __add__(self, other: "Counts") -> "Counts":
-        return Counts(
-            tp=self.tp + other.tp, fp=self.fp + other.fp, fn=self.fn + other.fn, tn=self.tn + other.tn
-        )
+        return Counts(tp=self.tp + other.tp, fp=self.fp + other.fp, fn=self.fn + other.fn, tn=self.tn + other.tn)
 
     @property
     def truth_is_empty(self) -> bool:
@@ -215,9 +213,7 @@ def _ratio(part: int, whole: int, undefined: float = math.nan) -> float:
 
 def _check_shapes(prediction: Mask, truth: Mask) -> None:
     if prediction.shape != truth.shape:
-        raise ValueError(
-            f"a prediction of {prediction.shape} px cannot be scored on a truth of {truth.shape} px"
-        )
+        raise ValueError(f"a prediction of {prediction.shape} px cannot be scored on a truth of {truth.shape} px")
 
 
 def _select(mask: NDArray[np.uint8], label: Label) -> Mask:

@@ -78,7 +78,10 @@ def make_folder(path: Path) -> Path:
         WorkspaceError: It cannot be made.
     """
     with naming_disk_faults(path):
-        path.mkdir(parents=True, exist_ok=True)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except FileNotFoundError as fault:  # a place like /proc that takes no folders
+            raise WorkspaceError(f"{path} cannot be made: choose another folder") from fault
     return path
 
 

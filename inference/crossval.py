@@ -136,10 +136,7 @@ def summarise_label(
     ]
 
     def summaries(cases: Sequence[Mapping[str, float]]) -> dict[str, Summary]:
-        return {
-            name: summarise([case[name] for case in cases], groups, folds, n_bootstrap, seed)
-            for name in METRICS
-        }
+        return {name: summarise([case[name] for case in cases], groups, folds, n_bootstrap, seed) for name in METRICS}
 
     n_empty = sum(count.truth_is_empty for count in counts)
     all_cases = summaries(scores)

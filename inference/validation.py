@@ -6,12 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from tqdm import tqdm
 
 from iaunet.dataset import Dataset
-from iaunet.errors import FileError, IaunetError, TrainingError
-from iaunet.files import read_mask, write_png
+from iaunet.errors import IaunetError
+from iaunet.files import write_png
 from iaunet.inference.predictor import Prediction, Predictor
 from iaunet.inference.runs import FoldFolder, Run
 from iaunet.inference.scores import (
@@ -24,7 +23,6 @@ from iaunet.inference.scores import (
     write_scores,
 )
 from iaunet.inference.stream import Input, predict_stream
-from iaunet.planners.plan import Plan
 from iaunet.preprocessing.arrays import Arrays
 from iaunet.storage import file_digest, write_json
 
@@ -44,18 +42,18 @@ def validate_fold(
     Args:
         predictor: With the fold's network.
         folder: Gets ``validation/`` with masks and scores.csv, then summary.json.
-        dataset: Knows the true masks and the groups.
-        arrays: The preprocessed inputs.
+        dataset: Knows the groups.
+        arrays: The preprocessed inputs and true masks.
         names: The held-out cases.
         notes: Further facts for summary.json.
 
     Raises:
-        TrainingError: A case cannot be scored, since its true mask cannot be read any more.
+        PreprocessingError: The true mask of a case is missing or damaged.
         WorkspaceError: The disk is full.
     """
     folder.summary_json.unlink(missing_ok=True)  # first, or a killed rerun would count as finished
     shutil.rmtree(folder.validation, ignore_errors=True)
-    scores = _score_cases(predictor, folder, dataset, arrays, names)
+    scores = _score_cases(predictor, folder, arrays, names)
     order = {name: i for i, name in enumerate(names)}
     scores.sort(key=lambda score: order[score.name])
     write_scores(folder.scores_csv, scores)
@@ -118,21 +116,17 @@ def _groups(dataset: Dataset, names: Iterable[str]) -> dict[str, str]:
     return {name: dataset.groups[name] for name in names if name in dataset.groups}
 
 
-def _score_cases(
-    predictor: Predictor, folder: FoldFolder, dataset: Dataset, arrays: Arrays, names: Sequence[str]
-) -> list[CaseScore]:
+def _score_cases(predictor: Predictor, folder: FoldFolder, arrays: Arrays, names: Sequence[str]) -> list[CaseScore]:
     plan = predictor.plan
     row_of = {row.case: i for i, row in enumerate(arrays.index.rows)}
-    files = {case.name: case for case in dataset.cases}
 
     def load(name: str) -> Input:
         row = row_of[name]
         return arrays.images[row].astype(np.float32), arrays.index.rows[row].geometry
 
     def finish(name: str, prediction: Prediction) -> CaseScore:
-        truth = _read_truth(plan, dataset, files[name].mask, prediction.labels.shape)
         write_png(folder.validation / f"{name}.png", plan.coding.decode(prediction.labels))
-        return score_masks(name, prediction.labels, truth, plan.labels)
+        return score_masks(name, prediction.labels, arrays.truth(name), plan.labels)
 
     scores = []
     stream = predict_stream(predictor, names, load, finish)
@@ -141,16 +135,3 @@ def _score_cases(
             raise result
         scores.append(result)
     return scores
-
-
-def _read_truth(plan: Plan, dataset: Dataset, mask: str | None, size: tuple[int, ...]) -> NDArray[np.uint8]:
-    if mask is None:
-        return np.zeros(size, np.uint8)
-    path = dataset.path(mask)
-    try:
-        truth = plan.coding.encode(read_mask(path))
-    except FileError as fault:
-        raise TrainingError(f"{path}: {fault}; the fold is trained, run the same command again to score it") from fault
-    if truth.shape != size:
-        raise TrainingError(f"{path} is {truth.shape} px and was {size} when it was planned: plan again")
-    return truth

@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +14,7 @@ from tqdm import tqdm
 from iaunet.dataset import Case, MaskCoding, Problem
 from iaunet.errors import FileError
 from iaunet.planners.duplicates import Groups, exact_duplicates, near_duplicates
-from iaunet.planners.histogram import Histogram
+from iaunet.planners.histogram import Histogram, Intensity
 from iaunet.planners.mask_values import ALL_MASKS, judge_masks
 from iaunet.planners.measures import LabelMeasures, Measurement, MeasureTask, measure_case
 from iaunet.records import to_json
@@ -27,29 +27,11 @@ logger = logging.getLogger(__name__)
 INPUT_SIZE: Size = (256, 256)
 """(height, width) of the network's input in pixels, as in the paper."""
 
-PERCENTS = (0.5, 1.0, 5.0, 50.0, 95.0, 99.0, 99.5)
-
 MOST_WIDTHS = 200
 """The local width is measured on at most this many cases, spread evenly."""
 
 LARGEST_NEAR_SHARE = 0.1
 """A group of near duplicates that holds more of the cases is a look they share, not one image repeated."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Intensity:
-    """Statistics of one channel in the units of the files; ``percentiles`` are at `PERCENTS`."""
-
-    mean: float
-    sd: float
-    percentiles: tuple[float, ...]
-
-    @classmethod
-    def of(cls, histogram: Histogram) -> "Intensity":
-        """The statistics of counted pixels, nan where there are none; rounded to six digits."""
-        numbers = (histogram.mean(), histogram.sd(), *map(histogram.percentile, PERCENTS))
-        mean, sd, *percentiles = (float(f"{number:.6g}") for number in numbers)
-        return cls(mean=mean, sd=sd, percentiles=tuple(percentiles))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,7 +157,12 @@ def fingerprint_dataset(root: Path, cases: Sequence[Case], workers: int, skip_fa
         are such cases and they are not to be skipped, or if the masks taken together cannot be read.
     """
     tasks = _tasks(root, cases)
-    measurements = list(_measure(tasks, workers))
+    pixels, foreground = _Totals(), _Totals()
+    measurements = []
+    for measured in _measure(tasks, workers):
+        pixels.add(measured.depth, measured.histograms)
+        foreground.add((measured.depth, measured.read_as), measured.foreground)
+        measurements.append(measured.without_histograms())
     problems = [problem for measurement in measurements for problem in measurement.problems]
     sound = [measurement for measurement in measurements if not measurement.problems]
     depth = _usual_depth(sound)
@@ -188,8 +175,38 @@ def fingerprint_dataset(root: Path, cases: Sequence[Case], workers: int, skip_fa
         coding, notes = judge_masks(sound)
     except FileError as fault:
         return Reading(None, None, (*problems, Problem.of(ALL_MASKS, fault)), faulty)
-    sound = _measured_by(coding, tasks, sound, workers)
-    return Reading(_sum_up(sound, coding), coding, (*problems, *notes, *_notes(sound)), faulty)
+    sound = _measured_by(coding, tasks, sound, workers, foreground)
+    channels = max(m.channels for m in sound)
+    fingerprint = _sum_up(
+        sound,
+        coding,
+        depth,
+        pixels.intensity(depth, channels),
+        foreground.intensity((depth, coding.kind), channels),
+    )
+    return Reading(fingerprint, coding, (*problems, *notes, *_notes(sound)), faulty)
+
+
+class _Totals:
+    """Histograms of many images, added up as they come, so that memory does not grow with the images.
+
+    They are kept apart by a key, and by the images' channels: grey counts in every channel once it is promoted.
+    """
+
+    def __init__(self) -> None:
+        self._sums: dict[tuple[Hashable, int], tuple[Histogram, ...]] = {}
+
+    def add(self, key: Hashable, planes: tuple[Histogram, ...]) -> None:
+        """Add an image's histograms, one a channel."""
+        before = self._sums.get((key, len(planes)))
+        sums = map(Histogram.union, zip(before, planes, strict=True)) if before else planes
+        self._sums[key, len(planes)] = tuple(sums)
+
+    def intensity(self, key: Hashable, channels: int) -> tuple[Intensity, ...]:
+        """The statistics of each channel."""
+        grey, colour = self._sums.get((key, 1), ()), self._sums.get((key, channels), ())
+        parts = [[*grey, *([colour[i]] if channels > 1 and colour else [])] for i in range(channels)]
+        return tuple(Intensity.of(Histogram.union(part)) for part in parts)
 
 
 def _tasks(root: Path, cases: Sequence[Case]) -> list[MeasureTask]:
@@ -214,12 +231,19 @@ def _measure(tasks: Sequence[MeasureTask], workers: int) -> Iterator[Measurement
 
 
 def _measured_by(
-    coding: MaskCoding, tasks: Sequence[MeasureTask], measurements: Sequence[Measurement], workers: int
+    coding: MaskCoding,
+    tasks: Sequence[MeasureTask],
+    measurements: Sequence[Measurement],
+    workers: int,
+    foreground: _Totals,
 ) -> list[Measurement]:
     """The measurements by label; cases whose own values suggested another reading are measured once more."""
     again = {m.case for m in measurements if m.read_as != coding.kind}
     repeated = [dataclasses.replace(task, coding=coding) for task in tasks if task.case in again]
-    corrected = {m.case: m for m in _measure(repeated, workers)}
+    corrected = {}
+    for measured in _measure(repeated, workers):
+        foreground.add((measured.depth, measured.read_as), measured.foreground)
+        corrected[measured.case] = measured.without_histograms()
     return [corrected.get(m.case) or _by_label(m, coding) for m in measurements]
 
 
@@ -259,7 +283,7 @@ def _notes(measurements: Sequence[Measurement]) -> list[Problem]:
 
     channels = max(m.channels for m in measurements)
     grey = [m.case for m in measurements if m.channels < channels]
-    note(grey, f"grey among {channels}-channel images: promoted", "nothing, if they are of one kind")
+    note(grey, f"is grey among {channels}-channel images and was promoted", "check that it belongs to them")
     transparent = [m.case for m in measurements if m.has_transparency]
     note(transparent, "transparency is left out", "nothing, unless it hides part of the image")
     empty = [m.case for m in measurements if not m.labels]
@@ -267,18 +291,23 @@ def _notes(measurements: Sequence[Measurement]) -> list[Problem]:
     return notes
 
 
-def _sum_up(measurements: Sequence[Measurement], coding: MaskCoding) -> Fingerprint:
+def _sum_up(
+    measurements: Sequence[Measurement],
+    coding: MaskCoding,
+    depth: str,
+    intensity: tuple[Intensity, ...],
+    foreground: tuple[Intensity, ...],
+) -> Fingerprint:
     names = [m.case for m in measurements]
     n_labels = len(coding.written)
-    channels = max(m.channels for m in measurements)
     near = near_duplicates(names, [m.thumbnail for m in measurements if m.thumbnail is not None])
     kept = tuple(group for group in near if len(group) <= max(2, LARGEST_NEAR_SHARE * len(names)))
     return Fingerprint(
-        channels=channels,
-        depth=_usual_depth(measurements),
+        channels=len(intensity),
+        depth=depth,
         labels=label_names(n_labels),
-        intensity=_intensity([m.histograms for m in measurements], channels),
-        foreground=_intensity([m.foreground for m in measurements], channels),
+        intensity=intensity,
+        foreground=foreground,
         exact_duplicates=exact_duplicates(names, [m.image_sha256 for m in measurements]),
         near_duplicates=kept,
         shared_look=_n_members(near) - _n_members(kept),
@@ -295,14 +324,6 @@ def _n_members(groups: Groups) -> int:
     return sum(map(len, groups))
 
 
-def _intensity(histograms: Sequence[tuple[Histogram, ...]], channels: int) -> tuple[Intensity, ...]:
-    """Statistics of each channel over all cases; grey images count in every channel, as they are promoted."""
-    return tuple(
-        Intensity.of(Histogram.union([planes[channel if len(planes) > 1 else 0] for planes in histograms]))
-        for channel in range(channels)
-    )
-
-
 def _case_fingerprint(measurement: Measurement, n_labels: int) -> CaseFingerprint:
     labels = measurement.labels or {}
     return CaseFingerprint(
@@ -312,8 +333,8 @@ def _case_fingerprint(measurement: Measurement, n_labels: int) -> CaseFingerprin
         channels=measurement.channels,
         image_sha256=measurement.image_sha256,
         mask_sha256=measurement.mask_sha256,
-        intensity=tuple(map(Intensity.of, measurement.histograms)),
-        foreground=tuple(map(Intensity.of, measurement.foreground)) if labels else (),
+        intensity=measurement.intensity,
+        foreground=measurement.foreground_intensity if labels else (),
         labels=tuple(
             LabelFingerprint.of(labels[label]) if label in labels else None for label in range(1, n_labels + 1)
         ),

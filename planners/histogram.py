@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 _KEPT_MANTISSA = np.uint32(0xFFFFE000)
 """Float values are counted with ten bits of mantissa, three significant digits, so that counts stay few."""
 
+PERCENTS = (0.5, 1.0, 5.0, 50.0, 95.0, 99.0, 99.5)
+
 
 @dataclass(frozen=True, eq=False)
 class Histogram:
@@ -60,3 +62,19 @@ class Histogram:
             return float("nan")
         rank = np.searchsorted(np.cumsum(self.counts), percent / 100 * self.total)
         return float(self.values[min(int(rank), len(self.values) - 1)])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Intensity:
+    """Statistics of one channel in the units of the files; ``percentiles`` are at `PERCENTS`."""
+
+    mean: float
+    sd: float
+    percentiles: tuple[float, ...]
+
+    @classmethod
+    def of(cls, histogram: Histogram) -> "Intensity":
+        """The statistics of counted pixels, nan where there are none; rounded to six digits."""
+        numbers = (histogram.mean(), histogram.sd(), *map(histogram.percentile, PERCENTS))
+        mean, sd, *percentiles = (float(f"{number:.6g}") for number in numbers)
+        return cls(mean=mean, sd=sd, percentiles=tuple(percentiles))

@@ -1,5 +1,6 @@
 """What is measured on one case: everything the fingerprint needs, from one decoding of each file."""
 
+import dataclasses
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from scipy import ndimage
 from iaunet.dataset import BINARY_CUT, MaskCoding, Problem
 from iaunet.errors import FileError
 from iaunet.files import decode_image, decode_mask, read_bytes
-from iaunet.planners.histogram import Histogram
+from iaunet.planners.histogram import Histogram, Intensity
 from iaunet.resample import Size, ceiling_dice, resize_image
 
 MOST_MASK_VALUES = 32
@@ -70,6 +71,8 @@ class Measurement:
     mask_sha256: str | None = None
     histograms: tuple[Histogram, ...] = ()
     foreground: tuple[Histogram, ...] = ()
+    intensity: tuple[Intensity, ...] = ()
+    foreground_intensity: tuple[Intensity, ...] = ()
     thumbnail: NDArray[np.uint8] | None = None
     has_transparency: bool = False
     mask_values: Mapping[int, int] | None = None
@@ -81,7 +84,11 @@ class Measurement:
     @property
     def channels(self) -> int:
         """Channels of the image."""
-        return len(self.histograms)
+        return len(self.intensity)
+
+    def without_histograms(self) -> "Measurement":
+        """The measurement without what takes most of its memory; the statistics stay."""
+        return dataclasses.replace(self, histograms=(), foreground=())
 
 
 def measure_case(task: MeasureTask) -> Measurement:
@@ -112,14 +119,18 @@ def measure_case(task: MeasureTask) -> Measurement:
     values = count_values(mask)
     read_as, labelled = _label_map(mask, values, task.coding)
     foreground = labelled > 0
+    histograms = tuple(Histogram.of(plane) for plane in image.pixels)
+    foreground_histograms = tuple(Histogram.of(plane[foreground]) for plane in image.pixels)
     return Measurement(
         case=task.case,
         size=image.size,
         depth=str(image.pixels.dtype),
         image_sha256=hashlib.sha256(image_bytes).hexdigest(),
         mask_sha256=hashlib.sha256(mask_bytes).hexdigest() if task.mask else None,
-        histograms=tuple(Histogram.of(plane) for plane in image.pixels),
-        foreground=tuple(Histogram.of(plane[foreground]) for plane in image.pixels),
+        histograms=histograms,
+        foreground=foreground_histograms,
+        intensity=tuple(map(Intensity.of, histograms)),
+        foreground_intensity=tuple(map(Intensity.of, foreground_histograms)),
         thumbnail=_thumbnail(image.pixels),
         has_transparency=image.has_transparency,
         mask_values=values,

@@ -5,6 +5,7 @@ or not there at all.
 """
 
 import logging
+import math
 import os
 import shutil
 from collections.abc import Sequence
@@ -15,14 +16,15 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from iaunet.errors import PreprocessingError, WorkspaceError
+from iaunet.errors import FileError, PreprocessingError, WorkspaceError
+from iaunet.files import read_mask
 from iaunet.preprocessing.geometry import Geometry
 from iaunet.records import load_record, to_json
 from iaunet.storage import make_folder, naming_disk_faults, write_json
 
 logger = logging.getLogger(__name__)
 
-IMAGES, MASKS, INDEX, DONE = "images.npy", "masks.npy", "index.json", "done.npy"
+IMAGES, MASKS, INDEX, DONE, TRUTH = "images.npy", "masks.npy", "index.json", "done.npy", "truth"
 AGAIN = "run iaunet_plan_and_preprocess {name} again"
 
 
@@ -64,16 +66,38 @@ class Index:
     @property
     def n_bytes(self) -> int:
         """Bytes of both arrays on disk."""
-        return int(np.prod(self.image_shape)) * 2 + int(np.prod(self.mask_shape))
+        return math.prod(self.image_shape) * 2 + math.prod(self.mask_shape)
 
 
 @dataclass(frozen=True, eq=False)
 class Arrays:
-    """The arrays mapped read-only: images float16 [rows, C, H, W], masks uint8 [rows, H, W]."""
+    """The arrays mapped read-only: images float16 [rows, C, H, W], masks uint8 [rows, H, W].
+
+    Beside them lies the true mask of every case at its native size, so that a copied workspace can score without the
+    raw data.
+    """
 
     images: NDArray[np.float16]
     masks: NDArray[np.uint8]
     index: Index
+    folder: Path
+
+    def truth(self, case: str) -> NDArray[np.uint8]:
+        """The labels [H, W] of a case at native size, uint8.
+
+        Raises:
+            PreprocessingError: Its file is missing or damaged.
+        """
+        path = truth_path(self.folder, case)
+        try:
+            return read_mask(path).astype(np.uint8)
+        except FileError as fault:
+            raise PreprocessingError(f"{path}: {fault.what}: {AGAIN.format(name=self.folder.parent.name)}") from fault
+
+
+def truth_path(folder: Path, case: str) -> Path:
+    """Where the true mask of a case lies among the arrays."""
+    return folder / TRUTH / f"{case}.png"
 
 
 def open_arrays(folder: Path, made_from: str) -> Arrays:
@@ -99,7 +123,7 @@ def open_arrays(folder: Path, made_from: str) -> Arrays:
         raise PreprocessingError(f"{folder} cannot be read ({fault}): {mend}") from fault
     if images.shape != index.image_shape or masks.shape != index.mask_shape:
         raise PreprocessingError(f"{folder} holds arrays of another shape than its index: {mend}")
-    return Arrays(images, masks, index)
+    return Arrays(images, masks, index, folder)
 
 
 class PartialArrays:
@@ -182,8 +206,8 @@ class RowWriter:
 
     def __init__(self, folder: Path, index_shape: tuple[int, int, int, int]) -> None:
         self._folder = folder
-        self._image_bytes = int(np.prod(index_shape[1:])) * 2
-        self._mask_bytes = int(np.prod(index_shape[2:]))
+        self._image_bytes = math.prod(index_shape[1:]) * 2
+        self._mask_bytes = math.prod(index_shape[2:])
 
     def __enter__(self) -> "RowWriter":
         self._images = (self._folder / IMAGES).open("rb+")
@@ -216,7 +240,7 @@ def _write_at(file: BinaryIO, offset: int, array: NDArray[np.generic]) -> None:
 def _allocate_array(path: Path, shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> None:
     """A file with the header of an .npy array and all its space taken, zeros."""
     header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
-    n_bytes = int(np.prod(shape)) * dtype.itemsize
+    n_bytes = math.prod(shape) * dtype.itemsize
     with path.open("wb") as file:
         np.lib.format.write_array_header_1_0(file, header)
         start = file.tell()

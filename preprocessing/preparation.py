@@ -38,7 +38,7 @@ class Preparation:
     problems.csv.
     """
 
-    planner: AutoPlanner = AutoPlanner()
+    planner: AutoPlanner = dataclasses.field(default_factory=AutoPlanner)
     width: int | None = None
     n_folds: int = N_FOLDS
     workers: int = 1
@@ -74,11 +74,9 @@ def locate_dataset(
         DatasetError: The name cannot be used.
         WorkspaceError: The name is taken by another folder's data, or unknown.
     """
-    if not is_path(dataset) and dataset in workspace.names():
-        folder = workspace.folder(dataset)
+    if not is_path(dataset) and (dataset in workspace.names() or not Path(dataset).is_dir()):
+        folder = workspace.find(dataset)
         return folder, _updated(folder.load_dataset().source, source)
-    if not is_path(dataset) and not Path(dataset).is_dir():
-        return workspace.find(dataset), source
     root = Path(dataset).resolve()
     folder = workspace.folder(_valid_name(name or root.name))
     if folder.dataset_json.exists():

@@ -13,10 +13,10 @@ from tqdm import tqdm
 
 from iaunet.dataset import Dataset
 from iaunet.errors import FileError, PreprocessingError
-from iaunet.files import decode_image, decode_mask, read_bytes
+from iaunet.files import decode_image, decode_mask, read_bytes, write_png
 from iaunet.planners.fingerprint import Fingerprint
 from iaunet.planners.plan import Plan
-from iaunet.preprocessing.arrays import Index, PartialArrays, Row, RowWriter, open_arrays, remove_leftovers
+from iaunet.preprocessing.arrays import Index, PartialArrays, Row, RowWriter, open_arrays, remove_leftovers, truth_path
 from iaunet.preprocessing.cases import prepare_image
 from iaunet.preprocessing.geometry import Geometry
 from iaunet.storage import naming_disk_faults
@@ -33,6 +33,7 @@ class _RowTask:
     """A row to fill, with the files it is made of and the hashes they had when they were measured."""
 
     row: int
+    case: str
     image: Path
     image_sha256: str
     mask: Path | None
@@ -129,6 +130,7 @@ def _row_tasks(dataset: Dataset, fingerprint: Fingerprint, rows: Sequence[int]) 
         tasks.append(
             _RowTask(
                 row=row,
+                case=measured.name,
                 image=dataset.path(case.images[0]),
                 image_sha256=measured.image_sha256,
                 mask=dataset.path(case.mask) if case.mask else None,
@@ -141,12 +143,13 @@ def _row_tasks(dataset: Dataset, fingerprint: Fingerprint, rows: Sequence[int]) 
 def _fill_rows(batch: _Batch) -> list[int]:
     with naming_disk_faults(batch.folder), RowWriter(batch.folder, batch.index_shape) as writer:
         for task in batch.rows:
-            _fill_row(task, batch.plan, writer)
+            _fill_row(task, batch, writer)
         writer.sync()
     return [task.row for task in batch.rows]
 
 
-def _fill_row(task: _RowTask, plan: Plan, writer: RowWriter) -> None:
+def _fill_row(task: _RowTask, batch: _Batch, writer: RowWriter) -> None:
+    plan = batch.plan
     with _naming(task.image):
         pixels = decode_image(_unchanged(task.image, task.image_sha256)).pixels
         image, geometry = prepare_image(pixels, plan)
@@ -155,6 +158,7 @@ def _fill_row(task: _RowTask, plan: Plan, writer: RowWriter) -> None:
         with _naming(task.mask):
             labels = plan.coding.encode(decode_mask(_unchanged(task.mask, task.mask_sha256)))
     writer.write(task.row, image, geometry.mask_to_input(labels))
+    write_png(truth_path(batch.folder, task.case), labels)
 
 
 @contextlib.contextmanager

@@ -1,6 +1,8 @@
 """What tests share: a toy dataset of bright ellipses, and the real data where they lie beside the checkout."""
 
+import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -54,3 +56,50 @@ def real_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real data in {folder}")
     return folder
+
+
+@pytest.fixture(scope="session")
+def toy_workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace that knows the data set ``toy``: 18 cases in 3 folds, planned for 64x64 px and a narrow U-Net.
+
+    To be read only: `workspace` is a copy.
+    """
+    import torch
+
+    from iaunet.preprocessing.command import main
+
+    torch.set_num_threads(1)  # faster for so small a network
+    folder = tmp_path_factory.mktemp("toy workspace ü")
+    raw = write_toy_dataset(folder / "toy", 18)
+    prepare = [str(raw), "--workspace", str(folder / "workspace"), "--folds", "3", "--workers", "1"]
+    assert main([*prepare, "--groups", "none"]) == 0
+    path = folder / "workspace" / "toy" / "plan.json"
+    plan = json.loads(path.read_text(encoding="utf-8"))
+    plan["input_size"] = [64, 64]
+    plan["network"] = {"name": "unet", "width": 4, "depth": 3}
+    plan["recipe"] |= {"epochs": 12, "batch_size": 4, "lr": 0.02}
+    path.write_text(json.dumps(plan), encoding="utf-8")
+    assert main(prepare) == 0
+    return folder / "workspace"
+
+
+@pytest.fixture(scope="session")
+def trained_toy(toy_workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of `toy_workspace` with the run ``unet-best-random``, all folds trained; to be read only."""
+    from iaunet.trainers.command import main
+
+    workspace = shutil.copytree(toy_workspace, tmp_path_factory.mktemp("trained") / "workspace")
+    assert main(["toy", "cv", "--workspace", str(workspace)]) == 0
+    return workspace
+
+
+@pytest.fixture
+def workspace(toy_workspace: Path, tmp_path: Path) -> Path:
+    """A copy of `toy_workspace`, the test's own to train in."""
+    return shutil.copytree(toy_workspace, tmp_path / "workspace")
+
+
+@pytest.fixture
+def trained(trained_toy: Path, tmp_path: Path) -> Path:
+    """A copy of `trained_toy`, the test's own to spoil."""
+    return shutil.copytree(trained_toy, tmp_path / "trained")

@@ -26,8 +26,13 @@ class WeightAverage:
         """Take in the network's present weights and buffers; whole numbers are copied."""
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        own, new = self.network.state_dict(), network.state_dict()
+        own, new = _tensors(self.network), _tensors(network)
         floats = [name for name, tensor in own.items() if tensor.is_floating_point()]
         torch._foreach_lerp_([own[name] for name in floats], [new[name] for name in floats], 1 - decay)
         for name in own.keys() - floats:
             own[name].copy_(new[name])
+
+
+def _tensors(network: nn.Module) -> dict[str, torch.Tensor]:
+    """Parameters and buffers; what two layers share comes once."""
+    return {**dict(network.named_parameters()), **dict(network.named_buffers())}

@@ -4,12 +4,26 @@ import pickle
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
+from zipfile import BadZipFile, is_zipfile
 
 import torch
 
 from iaunet.errors import TrainingError
 from iaunet.storage import replacing
+
+_FAULTS = (
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    LookupError,
+    AttributeError,
+    AssertionError,
+    EOFError,
+    BadZipFile,
+    pickle.UnpicklingError,
+)
+"""What torch is known to raise on damaged files."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,8 +67,10 @@ def load_checkpoint(path: Path) -> Checkpoint:
         TrainingError: It is damaged or not ours.
     """
     try:
+        if path.exists() and not is_zipfile(path):  # torch would go on to its older formats
+            raise BadZipFile("no zip file")
         return Checkpoint(**torch.load(path, map_location="cpu", weights_only=True))
-    except (OSError, RuntimeError, TypeError, ValueError, EOFError, BadZipFile, pickle.UnpicklingError) as fault:
+    except _FAULTS as fault:
         reason = str(fault).split("\n")[0]
         raise TrainingError(
             f"{path} is no checkpoint of this version or damaged ({reason}): start the fold anew with --restart"

@@ -14,6 +14,7 @@ from iaunet.inference.evaluation import Evaluation, evaluate_folders
 from iaunet.inference.folder import FolderOptions, describe_model, predict_folder
 from iaunet.inference.overlay import Picture, contact_sheet, draw_overlay
 from iaunet.inference.predictor import Predictor
+from iaunet.inference.runs import Run
 from iaunet.inference.scores import format_table
 from iaunet.planners.fingerprint import Fingerprint
 from iaunet.planners.plan import NetworkPlan
@@ -24,7 +25,7 @@ from iaunet.preprocessing.preparation import Preparation, locate_dataset, prepar
 from iaunet.preprocessing.summary import describe
 from iaunet.trainers.demo_data import write_demo_dataset
 from iaunet.trainers.training import TrainingOptions, train
-from iaunet.workspace import Workspace
+from iaunet.workspace import DatasetFolder, Workspace
 
 logger = logging.getLogger(__name__)
 
@@ -82,32 +83,43 @@ def run_demo(options: DemoOptions) -> Evaluation:
     Raises:
         WorkspaceError: The output folder holds something that no demo made.
     """
+    start = time.perf_counter()
     output = options.output.resolve()
     _clear(output)
-    start = time.perf_counter()
     logger.info("step 1 of 5: generate %d images to learn from and 12 unseen ones in %s", options.images, output)
     write_demo_dataset(output, n_train=options.images)
     logger.info("step 2 of 5: iaunet_plan_and_preprocess")
-    source = Source(root="")
-    folder, source = locate_dataset(Workspace(output / "workspace"), str(output / "dataset"), source, DATASET)
+    folder = _prepare(output, options)
+    for step, fold in enumerate(FOLDS, start=3):
+        logger.info("step %d of 5: iaunet_train %s %s", step, DATASET, fold)
+        run = train(folder, fold, TrainingOptions())
+    logger.info("step 5 of 5: iaunet_predict with both folds, then iaunet_evaluate")
+    evaluation = _predict_unseen(output, run)
+    dice = evaluation.summary.labels["foreground"].all_cases["dice"].mean
+    seconds = time.perf_counter() - start
+    logger.info("Dice %.3f on %d unseen images, after %.0f s", dice, len(evaluation.scores), seconds)
+    logger.info("overlays (green: predicted, white: true where they differ): %s", output / "overlays.png")
+    return evaluation
+
+
+def _prepare(output: Path, options: DemoOptions) -> DatasetFolder:
+    workspace = Workspace(output / "workspace")
+    folder, source = locate_dataset(workspace, str(output / "dataset"), Source(root=""), DATASET)
     wish = Preparation(planner=DemoPlanner(options.epochs), workers=options.workers)
     for line in describe(prepare_dataset(folder, source, wish)):
         logger.info("%s", line)
-    for fold in FOLDS:
-        logger.info("step %d of 5: iaunet_train %s %s", 3 + int(fold), DATASET, fold)
-        run = train(folder, fold, TrainingOptions())
-    logger.info("step 5 of 5: iaunet_predict with both folds, then iaunet_evaluate")
+    return folder
+
+
+def _predict_unseen(output: Path, run: Run) -> Evaluation:
     predictor = Predictor.from_runs([run], FOLDS)
     model = describe_model([run], FOLDS, predictor)
     masks = output / "predicted_masks"
     predict_folder(predictor, model, output / "new_images", masks, FolderOptions(overlay=True))
     evaluation = evaluate_folders(masks, output / "new_masks", groups=None)
-    write_png(output / "overlays.png", _sheet(output))
     for line in format_table(evaluation.summary):
         logger.info("%s", line)
-    dice = evaluation.summary.labels["foreground"].all_cases["dice"].mean
-    logger.info("Dice %.3f on %d unseen images, after %.0f s", dice, len(evaluation.scores), time.perf_counter() - start)
-    logger.info("overlays (green: predicted, white: true where they differ): %s", output / "overlays.png")
+    write_png(output / "overlays.png", _sheet(output))
     return evaluation
 
 

@@ -7,7 +7,8 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from iaunet.storage import replacing, write_text
+from iaunet.errors import TrainingError
+from iaunet.storage import read_text, replacing, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -24,15 +25,16 @@ class Metrics:
     Args:
         path: The file; rows it holds already are kept up to epoch ``epochs``, later ones are cut off.
         epochs: Epochs that a resumed training has behind it.
+
+    Raises:
+        TrainingError: The file holds something else.
     """
 
     def __init__(self, path: Path, epochs: int) -> None:
         self._path = path
         self.rows: list[dict[str, float]] = []
         if epochs and path.exists():
-            with path.open(encoding="utf-8", newline="") as file:
-                rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
-            self.rows = [row for row in rows if row["epoch"] <= epochs]
+            self.rows = [row for row in _read(path) if row["epoch"] <= epochs]
         self._write()
 
     def add(self, row: Mapping[str, float]) -> None:
@@ -50,6 +52,15 @@ class Metrics:
         writer.writeheader()
         writer.writerows([_printable(row) for row in self.rows])
         write_text(self._path, text.getvalue())
+
+
+def _read(path: Path) -> list[dict[str, float]]:
+    mend = "remove it to go on without the rows of earlier epochs"
+    table = csv.DictReader(io.StringIO(read_text(path, TrainingError, mend), newline=""))
+    try:
+        return [{name: float(row[name]) for name in COLUMNS} for row in table]
+    except (KeyError, TypeError, ValueError) as fault:
+        raise TrainingError(f"{path} holds no metrics in line {table.line_num}: {mend}") from fault
 
 
 def _printable(row: Mapping[str, float]) -> dict[str, str]:

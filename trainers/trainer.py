@@ -362,7 +362,7 @@ class Trainer:
         seconds = self._hours_to_fix * 3600 / self.setup.commands_folds
         steps = self.sampler.order.steps
         an_epoch = self.estimate.seconds_a_step * steps * (1 + VALIDATION_COST * self._held_out_share())
-        self.epochs = max(1, min(self.epochs, int(seconds / an_epoch)))
+        self.epochs = min(self.epochs, max(self.epoch + 1, int(seconds / an_epoch)))
         self._hours_to_fix = None
         self.estimate.steps = self.setup.commands_folds * self.epochs * steps
         logger.info("%g hours allow %d epochs", self.setup.hours, self.epochs)

@@ -18,9 +18,7 @@ NETWORKS = {
 SIZES = ("channels", "labels", "width", "depth")  # what every builder takes; all else is an option of its own
 
 
-def build_network(
-    name: str, *, channels: int, labels: int, width: int, depth: int, **options: object
-) -> "nn.Module":
+def build_network(name: str, *, channels: int, labels: int, width: int, depth: int, **options: object) -> "nn.Module":
     """Build a network with fresh weights, drawn from torch's global generator.
 
     Args:
@@ -38,9 +36,7 @@ def build_network(
         NetworkError: The name, an option or a number does not fit; the message says what would.
     """
     check_network(name, options)
-    network: nn.Module = _find_builder(name)(
-        channels=channels, labels=labels, width=width, depth=depth, **options
-    )
+    network: nn.Module = _find_builder(name)(channels=channels, labels=labels, width=width, depth=depth, **options)
     return network
 
 

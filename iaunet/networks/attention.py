@@ -27,9 +27,7 @@ class ScaleFeatureAttention(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.branches = nn.ModuleList(
-            nn.Sequential(
-                conv_norm_relu(width, width, 1), *(conv_norm_relu(width, width, 3) for _ in range(n_conv3))
-            )
+            nn.Sequential(conv_norm_relu(width, width, 1), *(conv_norm_relu(width, width, 3) for _ in range(n_conv3)))
             for n_conv3 in (2, 1, 0)
         )
 
@@ -94,9 +92,7 @@ class SpatialAttention(nn.Module):
     ) -> None:
         super().__init__()
         if mode not in get_args(SpatialMode):
-            raise NetworkError(
-                f"spatial attention {mode!r}: choose one of {', '.join(get_args(SpatialMode))}"
-            )
+            raise NetworkError(f"spatial attention {mode!r}: choose one of {', '.join(get_args(SpatialMode))}")
         if max_keys is not None and max_keys < 1:
             raise NetworkError(f"max_keys is {max_keys}: give 1 or more, or None to keep every position")
         self.mode = mode

@@ -134,9 +134,7 @@ class UShape(nn.Module):
 
     def _decode(self, features: list[Tensor]) -> Tensor:
         x = features.pop()
-        for feature, skip, up in zip(
-            reversed(features), reversed(self.skips), reversed(self.ups), strict=True
-        ):
+        for feature, skip, up in zip(reversed(features), reversed(self.skips), reversed(self.ups), strict=True):
             x = up(x, skip(feature))
         logits: Tensor = self.last(x)
         return logits

@@ -83,6 +83,7 @@ def test_hidden_files_test_images_and_other_files_are_left_out(discover):
         "images/._a.png",
         "masks/.DS_Store",
         ".cache/images/b.png",
+        "iaunet_workspace/toy/images/d.png",
         "imagesTs/c.png",
         "images/readme.txt",
         "images/Thumbs.db",

@@ -140,6 +140,12 @@ def test_other_faults_of_the_system_keep_their_type(tmp_path):
         pass
 
 
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a file system that takes no folders: /proc")
+def test_a_place_that_takes_no_folders_is_named():
+    with pytest.raises(WorkspaceError, match="/proc/nothing cannot be made: choose another folder"):
+        make_folder(Path("/proc/nothing"))
+
+
 def test_leftovers_of_a_killed_writer_are_removed_and_nothing_else(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(Path(__file__).parent)
     job = import_module("jobs_for_workers").write_half_and_die

@@ -10,6 +10,7 @@ from PIL import Image
 from iaunet.dataset import Source
 from iaunet.discovery import discover_cases
 from iaunet.planners.fingerprint import Fingerprint, fingerprint_dataset, label_names
+from iaunet.planners.rules import find_lost_detail
 from iaunet.records import from_json, to_json
 
 
@@ -91,7 +92,7 @@ def test_grey_among_colour_is_promoted_and_said_so(toy):
 
     reading = read(toy)
 
-    assert told(reading) == [("note", "case_03", "grey among 3-channel images: promoted")]
+    assert told(reading) == [("note", "case_03", "is grey among 3-channel images and was promoted")]
     assert reading.fingerprint.channels == 3
     assert reading.fingerprint.cases[3].channels == 1
 
@@ -237,14 +238,23 @@ def test_clinicdb_has_the_facts_it_is_known_for(real_data):
         sequences = {row["sample_id"]: row["sequence_id"] for row in csv.DictReader(file)}
 
     cases = discover_cases(Source(root=str(folder))).cases
-    fingerprint = fingerprint_dataset(folder, cases[::4], workers=2).fingerprint
+    fingerprint = fingerprint_dataset(folder, cases[::2], workers=2).fingerprint
 
     assert len(cases) == 612
     assert len({sequences[case.name] for case in cases}) == 29
     assert {case.size for case in fingerprint.cases} == {(288, 384)}
     assert (fingerprint.channels, fingerprint.depth, fingerprint.labels) == (3, "uint8", ("foreground",))
-    assert np.median(fingerprint.ceilings) == pytest.approx(0.99, abs=0.005)
-    assert np.median(fingerprint.input_widths) == pytest.approx(48, abs=5)
+    assert np.median(fingerprint.ceilings) == pytest.approx(0.995, abs=0.003)
+    assert find_lost_detail(fingerprint) is None
     assert fingerprint.empty_masks == 0
-    pairs = [sequences[name] for group in fingerprint.near_duplicates for name in group]
-    assert len(pairs) < len(fingerprint.cases) / 2
+    assert all(len({sequences[name] for name in group}) == 1 for group in fingerprint.near_duplicates)
+
+
+@pytest.mark.real_data
+def test_the_vessels_of_drive_are_too_thin_for_the_input(real_data):
+    reading = read(real_data / "DRIVE")
+
+    assert len(reading.fingerprint.cases) == 20
+    assert np.median(reading.fingerprint.ceilings) == pytest.approx(0.84, abs=0.02)
+    assert np.median(reading.fingerprint.input_widths) < 3
+    assert find_lost_detail(reading.fingerprint) is not None

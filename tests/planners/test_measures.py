@@ -87,9 +87,7 @@ def test_a_coding_says_what_the_values_mean(measure):
     assert measured.labels[1].share == pytest.approx(DISC.mean())
 
 
-@pytest.mark.parametrize(
-    ("n_values", "read_as"), [(32, "values"), (33, "binary")]
-)
+@pytest.mark.parametrize(("n_values", "read_as"), [(32, "values"), (33, "binary")])
 def test_masks_of_more_than_32_values_are_read_as_black_and_white_at_first(measure, n_values, read_as):
     values = np.arange(64 * 96).reshape(64, 96) % n_values * 7
 

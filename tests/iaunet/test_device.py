@@ -1,0 +1,76 @@
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from iaunet.device import (
+    DeviceError,
+    autocasting,
+    choose_device,
+    free_memory,
+    is_out_of_memory,
+    mixed_precision,
+    unused_gpu,
+)
+
+CPU = torch.device("cpu")
+needs_no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU that torch can use")
+
+
+def test_the_fastest_device_there_is_is_the_default():
+    expected = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+
+    assert choose_device("auto") == torch.device(expected)
+    assert choose_device("cpu") == CPU
+
+
+@pytest.mark.parametrize("wish", ["gpu", "", "cuda:99", "cpu:x", pytest.param("cuda", marks=needs_no_gpu)])
+def test_a_device_that_is_not_there_is_refused_in_one_line(wish):
+    with pytest.raises(
+        DeviceError, match=rf"device '{wish}' cannot be used \(.*\): give auto, cpu, cuda or mps"
+    ) as caught:
+        choose_device(wish)
+
+    assert "\n" not in str(caught.value)
+
+
+@needs_no_gpu
+def test_a_card_that_torch_cannot_use_is_told(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    without_card = unused_gpu(CPU)
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\n")
+    tool.chmod(0o755)
+
+    with_card = unused_gpu(CPU)
+
+    assert without_card is None or Path("/proc/driver/nvidia/version").exists()
+    assert "this machine has an NVIDIA GPU that torch" in with_card
+    assert "cannot use: install torch's CUDA build or a newer driver" in with_card
+    assert unused_gpu(torch.device("cuda")) is None
+
+
+def test_a_cpu_computes_in_plain_float32():
+    assert mixed_precision(CPU) is None
+    with autocasting(CPU):
+        product = torch.ones(2, 2) @ torch.ones(2, 2)
+
+    assert product.dtype == torch.float32
+
+
+def test_want_of_memory_is_told_from_other_faults():
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(10**15)
+
+    assert is_out_of_memory(caught.value)
+    assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"))
+    assert is_out_of_memory(RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes."))
+    assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+
+
+def test_free_memory_is_less_than_the_machine_has():
+    free = free_memory(CPU)
+
+    assert free is not None
+    assert 0 < free < os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

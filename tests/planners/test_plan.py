@@ -1,0 +1,180 @@
+import dataclasses
+import json
+
+import pytest
+
+from iaunet.dataset import Dataset, MaskCoding, Source
+from iaunet.errors import PlanError
+from iaunet.planners.plan import InferencePlan, NetworkPlan, Normalisation, Plan, content_digest, load_plan, save_plan
+from iaunet.planners.planner import find_planner
+from iaunet.planners.recipes import Augmentation, Recipe
+from iaunet.records import to_json
+
+
+@pytest.fixture(scope="session")
+def plan(case, fingerprint):
+    dataset = Dataset(
+        name="toy",
+        source=Source(root="/raw"),
+        understood="",
+        labels=("polyp",),
+        coding=MaskCoding(kind="values", values=(255,), written=(255,)),
+        cases=(),
+    )
+    return find_planner("auto").plan(dataset, fingerprint([case("a"), case("b")]))
+
+
+@pytest.fixture
+def load_edited(plan, tmp_path):
+    """Reads the plan back after its file was changed at a path of keys."""
+
+    def load_edited(path, value):
+        content = to_json(plan)
+        *outer, last = path
+        place = content
+        for key in outer:
+            place = place[key]
+        place[last] = value
+        (tmp_path / "plan.json").write_text(json.dumps(content))
+        return load_plan(tmp_path / "plan.json")
+
+    return load_edited
+
+
+def fields_of(kind, path=()):
+    """The path of every field of a record and of those in it."""
+    hints = {
+        "coding": MaskCoding,
+        "normalisation": Normalisation,
+        "network": NetworkPlan,
+        "recipe": Recipe,
+        "augmentation": Augmentation,
+        "inference": InferencePlan,
+    }
+    for field in dataclasses.fields(kind):
+        yield (*path, field.name)
+        if field.name in hints:
+            yield from fields_of(hints[field.name], (*path, field.name))
+
+
+@pytest.mark.parametrize("path", [*fields_of(Plan)], ids=".".join)
+def test_nonsense_in_any_field_is_answered_with_the_field_and_what_is_allowed(load_edited, path):
+    with pytest.raises(PlanError) as caught:
+        load_edited(path, {"x": [None]} if path[-1] not in ("why", "options") else 3)
+
+    message = str(caught.value)
+    assert f"plan.json: {'.'.join(path)}" in message
+    assert ": give " in message or "is missing" in message or "is not known here: the fields are" in message
+    assert message.endswith("; correct it, or run iaunet_plan_and_preprocess with --replan for a new plan")
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (["version"], 2, "version is 2: give 1, or plan again"),
+        (["channels"], 0, "channels is 0: give a whole number from 1 to 64"),
+        (["channels"], 3, r"normalisation.mean is \(100.0,\): give 3 numbers, one a channel"),
+        (["labels"], [], r"labels is \(\): give 1 to 255 different names"),
+        (["labels"], ["a", "a"], r"labels is \('a', 'a'\): give 1 to 255 different names"),
+        (["labels"], ["a", "b"], r"coding.written is \(255,\): give 2 values, one a label"),
+        (["coding", "written"], [], r"coding.written is \(\): give a different value from 1 to 65535 for each label"),
+        (["coding", "values"], [], r"coding.values is \(\): give 1 different values other than 0, a label each"),
+        (["coding", "kind"], "binary", r"coding.values is \(255,\): give none, as binary masks have one label"),
+        (["input_mode"], "crop", "input_mode is 'crop': give one of 'resize', 'letterbox'"),
+        (
+            ["input_size"],
+            [100, 256],
+            r"input_size is \(100, 256\): give two sides from 32 to 2048 that are multiples of",
+        ),
+        (["input_size"], [256], r"input_size is \[256\]: give a list of 2"),
+        (["input_size"], [0, 256], r"input_size is \(0, 256\): give two sides"),
+        (["normalisation", "mean"], [], r"normalisation.mean is \(\): give a number for each channel"),
+        (["normalisation", "mean"], [None], r"normalisation.mean is \(nan,\): give a number for each channel"),
+        (["normalisation", "sd"], [1, 2], r"normalisation.sd is \(1.0, 2.0\): give 1 numbers, as in mean"),
+        (["normalisation", "sd"], [-1], r"normalisation.sd is \(-1.0,\): give numbers of 0 or more"),
+        (
+            ["normalisation", "percentiles"],
+            [99, 1],
+            r"normalisation.percentiles is \(99.0, 1.0\): give two rising numbers",
+        ),
+        (
+            ["network", "name"],
+            "resnet",
+            "network.name and options do not fit: unknown network 'resnet': choose one of iau",
+        ),
+        (
+            ["network", "options", "max_keys"],
+            "many",
+            "network.name and options do not fit: option 'max_keys' .*: give int",
+        ),
+        (
+            ["network", "options", "max_keys"],
+            [1],
+            r"network.options.max_keys is \[1\]: give a text in quotes or a whole",
+        ),
+        (["network", "options", "heads"], 3, "network.name and options do not fit: .* has no option 'heads'"),
+        (["network", "width"], 0, "network.width is 0: give a whole number from 1 to 1024"),
+        (["network", "depth"], 9, "network.depth is 9: give a whole number from 2 to 8"),
+        (["recipe", "lr"], 0, "recipe.lr is 0.0: give a number above 0, 1 at most"),
+        (["recipe", "lr"], None, "recipe.lr is nan: give a number above 0"),
+        (["recipe", "epochs"], 1e400, "recipe.epochs is inf: give a whole number"),
+        (["recipe", "optimiser"], "sgd", "recipe.optimiser is 'sgd': give one of 'adam', 'adamw'"),
+        (
+            ["recipe", "augmentation", "gamma"],
+            [2, 1],
+            r"recipe.augmentation.gamma is \(2.0, 1.0\): give a lower and an upp",
+        ),
+        (["inference", "thresholds"], [0.5, 0.5], r"inference.thresholds is \(0.5, 0.5\): give 1 numbers, one a label"),
+        (["inference", "thresholds"], [1], r"inference.thresholds is \(1.0,\): give probabilities between 0 and 1"),
+        (["split"], "mine", "split is 'mine': give one of 'random', 'grouped'"),
+        (["colour"], "red", "colour is not known here: the fields are version, planner, dataset"),
+    ],
+)
+def test_a_plan_edited_to_nonsense_is_answered_with_the_field_and_the_allowed_values(load_edited, path, value, message):
+    with pytest.raises(PlanError, match=rf"plan\.json: {message}"):
+        load_edited(path, value)
+
+
+def test_a_missing_field_and_a_missing_file_are_named(plan, tmp_path):
+    content = to_json(plan)
+    del content["recipe"]["name"]
+    (tmp_path / "plan.json").write_text(json.dumps(content))
+
+    with pytest.raises(PlanError, match=r"plan\.json: recipe\.name is missing; correct it"):
+        load_plan(tmp_path / "plan.json")
+    with pytest.raises(PlanError, match="is missing: run iaunet_plan_and_preprocess first"):
+        load_plan(tmp_path / "nowhere.json")
+
+
+def test_a_strangers_network_is_not_run_to_check_a_file(load_edited):
+    assert load_edited(["network", "name"], "no_such_package:build").network.name == "no_such_package:build"
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "is_edited", "changes_arrays"),
+    [
+        (["recipe", "lr"], 0.01, True, False),
+        (["network", "width"], 8, True, False),
+        (["input_mode"], "letterbox", True, True),
+        (["input_size"], [128, 128], True, True),
+        (["normalisation", "mean"], [99.0], True, True),
+        (["labels"], ["lesion"], True, False),
+        (["why", "recipe"], "because", False, False),
+        (["warnings"], [], False, False),
+    ],
+)
+def test_an_edit_is_noticed_and_makes_new_arrays_only_if_they_depend_on_it(
+    load_edited, plan, path, value, is_edited, changes_arrays
+):
+    edited = load_edited(path, value)
+
+    assert edited.is_edited is is_edited
+    assert (edited.arrays_digest != plan.arrays_digest) is changes_arrays
+
+
+def test_a_saved_plan_is_readable_and_read_back_equal(plan, tmp_path):
+    save_plan(plan, tmp_path / "plan.json")
+
+    assert '\n "input_mode": "resize",\n' in (tmp_path / "plan.json").read_text()
+    assert load_plan(tmp_path / "plan.json") == plan
+    assert plan.planned == content_digest(plan)

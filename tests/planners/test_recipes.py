@@ -1,0 +1,68 @@
+import dataclasses
+import json
+
+import pytest
+
+from iaunet.errors import PlanError
+from iaunet.planners.recipes import RECIPES, Augmentation, Recipe, find_recipe
+from iaunet.records import FieldError, from_json, to_json
+
+
+def test_the_papers_recipe_is_the_papers():
+    paper = find_recipe("paper")
+
+    assert (paper.optimiser, paper.lr, paper.weight_decay) == ("adam", 1e-4, 1e-5)
+    assert (paper.batch_size, paper.epochs, paper.schedule, paper.average_weights) == (16, 500, "constant", False)
+    used = {name for name, value in vars(paper.augmentation).items() if name.endswith("_probability") and value}
+    assert used == {"mirror_probability", "brightness_probability"}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_bears_its_name_and_survives_its_json(name):
+    recipe = find_recipe(name)
+
+    assert recipe.name == name
+    assert from_json(Recipe, json.loads(json.dumps(to_json(recipe)))) == recipe
+
+
+def test_an_unknown_recipe_is_answered_with_the_known_ones():
+    with pytest.raises(PlanError, match="recipe 'fast' is not known: choose one of paper, best"):
+        find_recipe("fast")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "allowed"),
+    [
+        ("lr", 0.0, "a number above 0, 1 at most"),
+        ("lr", 2.0, "a number above 0, 1 at most"),
+        ("weight_decay", -1.0, "0 or more"),
+        ("warmup_epochs", -1, "0 or more"),
+        ("average_decay", 1.0, "0 or more, below 1"),
+        ("batch_size", 0, "1 or more"),
+        ("epochs", 0, "1 or more"),
+        ("most_steps_an_epoch", 0, "1 or more"),
+        ("foreground_rows", 1.5, "a share from 0 to 1"),
+        ("clip_gradient_norm", 0.0, "a number above 0, or null"),
+    ],
+)
+def test_a_number_no_training_can_have_is_refused(field, value, allowed):
+    with pytest.raises(FieldError) as caught:
+        Recipe(name="x", **{field: value})
+
+    assert str(caught.value) == f"{field} is {value!r}: give {allowed}"
+
+
+@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(Augmentation)])
+def test_every_number_of_an_augmentation_has_its_bounds(name):
+    nonsense = (
+        [-0.5, 1.5] if name.endswith("_probability") else [-1, 6] if name == "interpolation_order" else [(2.0, 1.0)]
+    )
+    if name in ("brightness", "scaling", "gamma", "contrast", "elastic_sigma"):
+        nonsense.append((0.0, 1.0))
+    if name in ("noise_sd", "blur_sigma", "elastic_alpha"):
+        nonsense.append((-0.1, 1.0))
+
+    for value in nonsense:
+        with pytest.raises(FieldError) as caught:
+            Augmentation(**{name: value})
+        assert str(caught.value).startswith(f"{name} is {value!r}: give ")

@@ -1,0 +1,198 @@
+import dataclasses
+import os
+import shutil
+
+import numpy as np
+import pytest
+
+from iaunet.errors import PreprocessingError, WorkspaceError
+from iaunet.preprocessing.arrays import Index, PartialArrays, Row, RowWriter, open_arrays, remove_leftovers
+from iaunet.preprocessing.geometry import Geometry
+
+SIDE = 32
+
+
+@pytest.fixture
+def index():
+    geometry = Geometry.of("resize", (40, 50), (SIDE, SIDE))
+    rows = tuple(Row(case=f"c{i}", geometry=geometry, foreground=i > 0) for i in range(5))
+    return Index(made_from="digest", channels=2, input_size=(SIDE, SIDE), rows=rows)
+
+
+@pytest.fixture
+def target(tmp_path):
+    return tmp_path / "toy" / "preprocessed"
+
+
+def fill(arrays, rows):
+    with RowWriter(arrays.folder, arrays.index.image_shape) as writer:
+        for row in rows:
+            writer.write(row, *content(row))
+        writer.sync()
+    arrays.mark_done(rows)
+
+
+def content(row):
+    rng = np.random.default_rng(row)
+    image = rng.normal(size=(2, SIDE, SIDE)).astype(np.float32)
+    return image, rng.integers(0, 3, (SIDE, SIDE)).astype(np.uint8)
+
+
+def assert_is_whole(target, index):
+    arrays = open_arrays(target, index.made_from)
+    assert arrays.index == index
+    for row in range(len(index.rows)):
+        image, mask = content(row)
+        np.testing.assert_array_equal(arrays.images[row], image.astype(np.float16))
+        np.testing.assert_array_equal(arrays.masks[row], mask)
+    assert sorted(path.name for path in target.iterdir()) == ["images.npy", "index.json", "masks.npy"]
+    assert [path.name for path in target.parent.iterdir()] == ["preprocessed"]
+    with pytest.raises(ValueError, match="read-only"):
+        arrays.images[0] = 0
+
+
+def test_filled_arrays_are_opened_as_they_were_written(target, index):
+    arrays = PartialArrays(target, index)
+    fill(arrays, [3, 0])
+    assert not target.exists()
+    fill(arrays, [1, 2, 4])
+    arrays.finish()
+
+    assert_is_whole(target, index)
+
+
+def test_rows_of_an_earlier_process_are_kept_and_the_others_are_missing(target, index):
+    fill(PartialArrays(target, index), [1, 3])
+
+    again = PartialArrays(target, index)
+
+    assert again.missing_rows() == [0, 2, 4]
+    fill(again, [0, 2, 4])
+    again.finish()
+    assert_is_whole(target, index)
+
+
+@pytest.mark.parametrize("lost", ["images.npy", "masks.npy", "index.json", "done.npy"])
+@pytest.mark.parametrize("how", ["gone", "cut"])
+def test_partial_arrays_that_were_being_made_or_removed_when_killed_are_begun_anew(target, index, lost, how):
+    file = PartialArrays(target, index).folder / lost
+    if how == "gone":
+        file.unlink()
+    else:
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+    arrays = PartialArrays(target, index)
+
+    assert arrays.missing_rows() == [0, 1, 2, 3, 4]
+    fill(arrays, range(5))
+    arrays.finish()
+    assert_is_whole(target, index)
+
+
+def test_partial_arrays_of_other_data_are_begun_anew(target, index):
+    fill(PartialArrays(target, index), [0, 1])
+
+    for other in (
+        dataclasses.replace(index, made_from="other"),
+        dataclasses.replace(index, rows=index.rows[:4]),
+        dataclasses.replace(index, rows=index.rows[::-1]),
+    ):
+        assert len(PartialArrays(target, other).missing_rows()) == len(other.rows)
+
+
+def moments_of_the_last_step(target, index):
+    """The folders as a process leaves them that is killed between any two steps of `finish`."""
+    whole, partial, old = target, target.with_name("preprocessed.partial"), target.with_name("preprocessed.old")
+    arrays = PartialArrays(target, index)
+    fill(arrays, range(5))
+    yield
+    whole.rename(old)
+    yield
+    partial.rename(whole)
+    yield
+    shutil.rmtree(old)
+    yield
+
+
+@pytest.mark.parametrize("moment", range(4))
+def test_killed_while_the_folders_change_places_the_next_run_ends_with_the_new_arrays(target, index, moment):
+    before = dataclasses.replace(index, made_from="earlier")
+    first = PartialArrays(target, before)
+    fill(first, range(5))
+    first.finish()
+    steps = moments_of_the_last_step(target, index)
+    for _ in range(moment + 1):
+        next(steps)
+
+    try:
+        open_arrays(target, index.made_from)
+        remove_leftovers(target)
+    except PreprocessingError:
+        arrays = PartialArrays(target, index)
+        assert arrays.missing_rows() == []
+        arrays.finish()
+
+    assert_is_whole(target, index)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda folder: shutil.rmtree(folder), "preprocessed is missing"),
+        (lambda folder: (folder / "index.json").unlink(), r"index\.json is missing"),
+        (lambda folder: (folder / "index.json").write_text("{}"), r"index\.json: made_from is missing;"),
+        (lambda folder: (folder / "masks.npy").unlink(), "preprocessed cannot be read"),
+        (lambda folder: (folder / "images.npy").write_bytes(b"text"), "preprocessed cannot be read"),
+        (
+            lambda folder: np.save(folder / "masks.npy", np.zeros((5, 9, 9), np.uint8)),
+            "arrays of another shape than its",
+        ),
+        (lambda folder: np.save(folder / "masks.npy", np.array([{}]), allow_pickle=True), "cannot be read"),
+    ],
+)
+def test_arrays_that_are_spoiled_are_named_with_the_command_that_makes_them(target, index, spoil, message):
+    arrays = PartialArrays(target, index)
+    fill(arrays, range(5))
+    arrays.finish()
+    spoil(target)
+
+    with pytest.raises(PreprocessingError, match=rf"{message}.*run iaunet_plan_and_preprocess toy again"):
+        open_arrays(target, "digest")
+
+
+def test_arrays_of_other_data_or_another_plan_are_refused(target, index):
+    arrays = PartialArrays(target, index)
+    fill(arrays, range(5))
+    arrays.finish()
+
+    with pytest.raises(PreprocessingError, match="was made from other data or another plan: run iaunet_plan"):
+        open_arrays(target, "other")
+
+
+@pytest.mark.parametrize("system_reserves", [True, False])
+def test_the_space_is_taken_before_the_first_row(target, index, monkeypatch, system_reserves):
+    if not system_reserves:
+        monkeypatch.delattr(os, "posix_fallocate", raising=False)
+    folder = PartialArrays(target, index).folder
+
+    assert (folder / "images.npy").stat().st_size == 128 + 5 * 2 * SIDE * SIDE * 2
+    assert (folder / "masks.npy").stat().st_size == 128 + 5 * SIDE * SIDE
+    assert index.n_bytes == 5 * SIDE * SIDE * (2 * 2 + 1)
+    assert np.load(folder / "images.npy").shape == index.image_shape
+
+
+def test_a_disk_with_too_little_room_is_told_before_anything_is_written(target, index):
+    huge = dataclasses.replace(index, input_size=(2**30, 2**30))
+
+    with pytest.raises(WorkspaceError, match=r"no space left for .*preprocessed\.partial: 2[\d,]+ MB are needed and "):
+        PartialArrays(target, huge)
+
+    assert not target.exists()
+    assert list(target.parent.iterdir()) == []
+
+
+def test_a_file_in_the_place_of_the_arrays_is_named(tmp_path, index):
+    (tmp_path / "file").touch()
+
+    with pytest.raises(WorkspaceError, match=r"file.* cannot be written"):
+        PartialArrays(tmp_path / "file" / "preprocessed", index)

@@ -1,0 +1,145 @@
+import multiprocessing
+import os
+import signal
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from iaunet.errors import PreprocessingError, TrainingError
+from iaunet.planners.plan import load_plan
+from iaunet.trainers.augmentation import Augmenter
+from iaunet.trainers.loader import Collator, RowDataset, ending_workers, make_loader, start_batches
+from iaunet.trainers.sampling import CaseOrder, EpochSampler, Sample
+from iaunet.workspace import DatasetFolder
+
+
+@pytest.fixture
+def folder(toy_workspace):
+    return DatasetFolder(toy_workspace / "toy")
+
+
+def loader_of(folder, workers, augmented=True, made_from=None):
+    plan = load_plan(folder.plan_json)
+    augmenter = Augmenter(plan.recipe.augmentation, plan.normalisation, plan.input_size) if augmented else None
+    rows = RowDataset(folder.preprocessed, made_from or plan.arrays_digest, augmenter)
+    index = RowDataset(folder.preprocessed, plan.arrays_digest, None).arrays.index
+    order = CaseOrder(
+        index.rows, [row.case for row in index.rows], batch_size=4, most_steps=250, foreground_rows=1 / 3, seed=0
+    )
+    return make_loader(rows, EpochSampler(order), 1, workers, pin_memory=False)
+
+
+def epochs_of(loader, epochs=2):
+    batches = []
+    for epoch in range(epochs):
+        loader.batch_sampler.epoch = epoch
+        batches += list(start_batches(loader))
+    return batches
+
+
+def test_batches_are_equal_to_the_bit_whatever_the_number_of_workers(folder):
+    found = []
+    for workers in (0, 1, 2):
+        loader = loader_of(folder, workers)
+        with ending_workers(loader):
+            found.append(epochs_of(loader))
+
+    assert len(found[0]) == 10
+    for batches in zip(*found, strict=True):
+        assert len({batch.rows for batch in batches}) == 1
+        assert all(torch.equal(batches[0].images, batch.images) for batch in batches)
+        assert all(torch.equal(batches[0].targets, batch.targets) for batch in batches)
+    assert not multiprocessing.active_children()
+
+
+def test_batches_hold_rows_and_targets_in_float32(folder):
+    [batch, *_] = start_batches(loader_of(folder, 0, augmented=False))
+    arrays = RowDataset(folder.preprocessed, load_plan(folder.plan_json).arrays_digest, None).arrays
+
+    assert batch.images.dtype == batch.targets.dtype == torch.float32
+    np.testing.assert_array_equal(batch.images, arrays.images[list(batch.rows)])
+    np.testing.assert_array_equal(batch.targets[:, 0], arrays.masks[list(batch.rows)] == 1)
+
+
+def test_each_label_has_a_target_map_of_its_own():
+    mask = np.array([[0, 1], [2, 3]], np.uint8)
+
+    batch = Collator(3)([(np.zeros((3, 2, 2), np.float32), mask, 7)])
+
+    np.testing.assert_array_equal(batch.targets[0], [mask == 1, mask == 2, mask == 3])
+    assert batch.rows == (7,)
+
+
+def test_an_epoch_begins_at_the_step_asked_for(folder):
+    loader = loader_of(folder, 0)
+    whole = list(start_batches(loader))
+    loader.batch_sampler.first_step = 3
+
+    rest = list(start_batches(loader))
+
+    assert [batch.rows for batch in rest] == [batch.rows for batch in whole[3:]]
+    assert torch.equal(rest[0].images, whole[3].images)
+
+
+def test_loading_draws_nothing_from_the_generator_that_the_network_draws_from(folder):
+    before = torch.get_rng_state()
+
+    epochs_of(loader_of(folder, 0))
+
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_mapped_arrays_do_not_travel_to_workers(folder):
+    rows = RowDataset(folder.preprocessed, load_plan(folder.plan_json).arrays_digest, None)
+    rows[Sample(0, (0, 0, 0))]
+
+    assert "arrays" in vars(rows)
+    assert "arrays" not in rows.__getstate__()
+
+
+def test_a_killed_worker_is_reported_with_a_mend(folder):
+    loader = loader_of(folder, 1)
+    told = r"a loading process was killed, .*: run the same command again to go on, with fewer --workers"
+
+    with pytest.raises(TrainingError, match=told), ending_workers(loader):
+        list(start_batches(loader))
+        [worker] = multiprocessing.active_children()
+        os.kill(worker.pid, signal.SIGKILL)
+        time.sleep(0.2)
+        list(start_batches(loader))
+
+    assert not multiprocessing.active_children()
+
+
+def test_workers_leave_stopping_to_their_parent_and_end_though_a_traceback_holds_the_loader(folder):
+    loader = loader_of(folder, 1)
+
+    with pytest.raises(ZeroDivisionError) as caught, ending_workers(loader):
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+        list(start_batches(loader))
+        assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before
+        [worker] = multiprocessing.active_children()
+        os.kill(worker.pid, signal.SIGTERM)
+        os.kill(worker.pid, signal.SIGINT)
+        assert len(list(start_batches(loader))) == 5
+        raise ZeroDivisionError
+
+    assert caught.traceback
+    assert not multiprocessing.active_children()
+
+
+def test_a_worker_shows_its_own_traceback(folder):
+    loader = loader_of(folder, 1, made_from="other data")
+
+    with (
+        pytest.raises(PreprocessingError, match="(?s)was made from other data or another plan"),
+        ending_workers(loader),
+    ):
+        list(start_batches(loader))
+
+
+def test_other_faults_pass_unchanged(folder):
+    with pytest.raises(RuntimeError, match="shapes"), ending_workers(loader_of(folder, 0)):
+        raise RuntimeError("shapes do not match")
