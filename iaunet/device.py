@@ -40,6 +40,13 @@ def choose_device(wish: str) -> torch.device:
     return device
 
 
+def describe_device(device: torch.device) -> str:
+    """A device with the card's name or the number of threads."""
+    if device.type == "cuda":
+        return f"{device} ({torch.cuda.get_device_name(device)})"
+    return f"{device} ({torch.get_num_threads()} threads)" if device.type == "cpu" else str(device)
+
+
 def unused_gpu(device: torch.device) -> str | None:
     """A sentence when the work runs on the CPU though the machine has an NVIDIA card, else None."""
     has_card = shutil.which("nvidia-smi") is not None or Path("/proc/driver/nvidia/version").exists()

@@ -13,8 +13,7 @@ from iaunet.decision import decide
 from iaunet.device import autocasting, choose_device, is_out_of_memory
 from iaunet.errors import PredictionError
 from iaunet.inference.runs import Run, choose_folds
-from iaunet.networks import build_network
-from iaunet.planners.plan import Plan
+from iaunet.planners.plan import Plan, build_planned_network
 from iaunet.preprocessing.cases import prepare_image
 from iaunet.preprocessing.geometry import Geometry
 from iaunet.weights import load_weights
@@ -175,19 +174,6 @@ class Predictor:
             logger.warning("memory ran out on the GPU with one image: going on on the CPU")
         else:
             raise PredictionError("not enough memory for one image: close other programs") from fault
-
-
-def build_planned_network(plan: Plan) -> nn.Module:
-    """The network a plan asks for, with fresh weights."""
-    network = plan.network
-    return build_network(
-        network.name,
-        channels=plan.channels,
-        labels=len(plan.labels),
-        width=network.width,
-        depth=network.depth,
-        **network.options,
-    )
 
 
 def _ready(network: nn.Module, device: torch.device) -> nn.Module:

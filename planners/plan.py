@@ -5,14 +5,17 @@ import math
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from iaunet.dataset import MaskCoding
 from iaunet.errors import NetworkError, PlanError
-from iaunet.networks import check_network
+from iaunet.networks import build_network, check_network
 from iaunet.planners.recipes import Recipe
 from iaunet.records import FieldError, from_json, require, to_json
 from iaunet.storage import digest, read_json, write_json
+
+if TYPE_CHECKING:
+    from torch import nn
 
 PLAN_VERSION = 1
 SIDE_STEP = 16
@@ -161,3 +164,16 @@ def load_plan(path: Path) -> Plan:
 def save_plan(plan: Plan, path: Path) -> None:
     """Write plan.json."""
     write_json(path, to_json(plan))
+
+
+def build_planned_network(plan: Plan) -> "nn.Module":
+    """The network a plan asks for, with fresh weights; imports torch."""
+    network = plan.network
+    return build_network(
+        network.name,
+        channels=plan.channels,
+        labels=len(plan.labels),
+        width=network.width,
+        depth=network.depth,
+        **network.options,
+    )

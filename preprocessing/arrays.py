@@ -20,7 +20,7 @@ from iaunet.errors import FileError, PreprocessingError, WorkspaceError
 from iaunet.files import read_mask
 from iaunet.preprocessing.geometry import Geometry
 from iaunet.records import load_record, to_json
-from iaunet.storage import make_folder, naming_disk_faults, write_json
+from iaunet.storage import TEMPORARY_SUFFIX, make_folder, naming_disk_faults, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -155,6 +155,8 @@ class PartialArrays:
 
     def finish(self) -> None:
         """Put the whole folder in the place of the final one."""
+        for half_written in (self.folder / TRUTH).rglob(f".*{TEMPORARY_SUFFIX}"):
+            half_written.unlink()
         old = _old(self.target)
         _remove_folder(old)
         if self.target.exists():
@@ -276,4 +278,5 @@ def _data_offset(path: Path) -> int:
 
 def _remove_folder(folder: Path) -> None:
     if folder.exists():
+        (folder / INDEX).unlink(missing_ok=True)  # first: without it nobody takes what is left for arrays
         shutil.rmtree(folder)

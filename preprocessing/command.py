@@ -5,10 +5,16 @@ import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from iaunet.console import ALL_DONE, command_parser, run_command, terminating_like_interrupt
 
+if TYPE_CHECKING:
+    from iaunet.planners.plan import Plan
+
 logger = logging.getLogger(__name__)
+
+LONG = 24 * 3600.0
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -92,9 +98,30 @@ def _run(arguments: argparse.Namespace) -> int:
     with terminating_like_interrupt():
         for dataset in arguments.datasets:
             folder, found = locate_dataset(workspace, dataset, source, arguments.dataset_name)
-            for line in describe(prepare_dataset(folder, found, wish)):
+            prepared = prepare_dataset(folder, found, wish)
+            for line in describe(prepared):
                 logger.info("%s", line)
+            if prepared.plan is not None:
+                logger.info("%s", _estimate_time(prepared.plan, len(prepared.dataset.cases), wish.n_folds))
     return ALL_DONE
+
+
+def _estimate_time(plan: "Plan", n_cases: int, n_folds: int) -> str:
+    """How long all folds will take on this machine; a few small steps are really run."""
+    from iaunet.device import choose_device, describe_device
+    from iaunet.durations import duration
+    from iaunet.networks.timing import time_row
+    from iaunet.planners.plan import build_planned_network
+
+    if ":" in plan.network.name:
+        return f"time       not estimated: {plan.network.name} is not run without --network"
+    device = choose_device("auto")
+    network = build_planned_network(plan)
+    seconds = time_row(network, plan.channels, len(plan.labels), plan.input_size, device)
+    rows = min(n_cases * (n_folds - 1) / n_folds, plan.recipe.most_steps_an_epoch * plan.recipe.batch_size)
+    total = n_folds * plan.recipe.epochs * rows * seconds
+    narrower = "; --width 8 is much faster" if device.type == "cpu" and total > LONG else ""
+    return f"time       about {duration(total)} for {n_folds} folds on {describe_device(device)}{narrower}"
 
 
 def _absolute(path: Path | None) -> str | None:

@@ -37,7 +37,7 @@ def write_toy_dataset(folder: Path, n_cases: int = 12) -> Path:
     return folder
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def write_toy() -> Callable[..., Path]:
     """`write_toy_dataset`, for tests that say where and how much."""
     return write_toy_dataset

@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from iaunet.durations import duration
 from iaunet.errors import TrainingError
 from iaunet.storage import read_text, replacing, write_text
 
@@ -147,14 +148,3 @@ class Estimate:
                 "warning    that is %.1f days on this CPU: use a GPU, or a smaller --width, fewer --epochs, or --hours",
                 total / 86400,
             )
-
-
-def duration(seconds: float) -> str:
-    """A duration in the unit a person would use."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    if seconds < 100 * 60:
-        return f"{seconds / 60:.0f} min"
-    if seconds < 48 * 3600:
-        return f"{seconds / 3600:.1f} h"
-    return f"{seconds / 86400:.1f} days"

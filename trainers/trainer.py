@@ -18,10 +18,9 @@ from torch import nn
 from iaunet.console import Stopped, handling_signals
 from iaunet.device import autocasting, is_out_of_memory, mixed_precision
 from iaunet.errors import TrainingError
-from iaunet.inference.predictor import build_planned_network
 from iaunet.inference.runs import FoldFolder
 from iaunet.loss import bce_dice_loss
-from iaunet.planners.plan import Plan
+from iaunet.planners.plan import Plan, build_planned_network
 from iaunet.preprocessing.arrays import Arrays, open_arrays
 from iaunet.storage import remove_leftovers
 from iaunet.trainers.augmentation import Augmenter

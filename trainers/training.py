@@ -12,13 +12,13 @@ from typing import Any
 import torch
 
 from iaunet.dataset import Dataset
-from iaunet.device import choose_device, free_memory, unused_gpu
+from iaunet.device import choose_device, describe_device, free_memory, unused_gpu
 from iaunet.errors import TrainingError
-from iaunet.inference.predictor import Predictor, build_planned_network
+from iaunet.inference.predictor import Predictor
 from iaunet.inference.runs import ALL_CASES, FoldFolder, Run, RunRecord
 from iaunet.inference.validation import describe_scores, summarise_run, validate_fold, write_summary
 from iaunet.planners.folds import Fold, Split, find_split, load_splits
-from iaunet.planners.plan import NetworkPlan, Plan, load_plan
+from iaunet.planners.plan import NetworkPlan, Plan, build_planned_network, load_plan
 from iaunet.planners.recipes import find_recipe
 from iaunet.preprocessing.arrays import open_arrays
 from iaunet.records import require, to_json
@@ -127,7 +127,7 @@ class _Session:
     def device(self) -> torch.device:
         """Where to compute."""
         device = choose_device(self.options.device)
-        logger.info("device     %s", _describe_device(device))
+        logger.info("device     %s", describe_device(device))
         warning = unused_gpu(device)
         if warning:
             logger.warning("warning    %s", warning)
@@ -230,7 +230,7 @@ class _Session:
             split_digest=digest(to_json(self.split.folds)),
             seed=self.options.seed,
             micro_batch=rows,
-            device=_describe_device(self.device),
+            device=describe_device(self.device),
             threads=torch.get_num_threads(),
             versions=library_versions(),
             hours=self.options.hours,
@@ -340,9 +340,3 @@ def _valid_name(name: str) -> str:
     if not name or any(character in name for character in '/\\:*?"<>|') or name.startswith("."):
         raise TrainingError(f"{name!r} cannot be a run's name: use letters, digits, '-', '_', '.'")
     return name
-
-
-def _describe_device(device: torch.device) -> str:
-    if device.type == "cuda":
-        return f"{device} ({torch.cuda.get_device_name(device)})"
-    return f"{device} ({torch.get_num_threads()} threads)" if device.type == "cpu" else str(device)

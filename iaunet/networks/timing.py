@@ -29,8 +29,8 @@ def time_row(network: nn.Module, channels: int, labels: int, size: tuple[int, in
     """
     height, width = (max(32, side // SHRINK) for side in size)
     network = network.to(device=device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
-    rows, seconds = 2, 0.0
-    _time_step(network, torch.randn(rows, channels, height, width, device=device), labels)  # warms up
+    rows = 2
+    seconds = _time_step(network, torch.randn(rows, channels, height, width, device=device), labels)
     while seconds < LONG_ENOUGH and rows < MOST_ROWS:
         rows *= 2
         seconds = _time_step(network, torch.randn(rows, channels, height, width, device=device), labels)

@@ -1,4 +1,3 @@
-import os
 import pickle
 
 import pytest
@@ -32,7 +31,7 @@ def test_weights_and_buffers_are_read_back_to_the_bit(path):
 
     assert same(network, other)
     assert other[1].num_batches_tracked == 1
-    assert os.listdir(path.parent) == [path.name]
+    assert list(path.parent.iterdir()) == [path]
 
 
 def test_weights_that_two_layers_share_are_kept_for_both(path):

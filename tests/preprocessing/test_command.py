@@ -3,8 +3,10 @@ import json
 import os
 import re
 import shutil
+import struct
 import subprocess
 import sys
+import zlib
 
 import numpy as np
 import pytest
@@ -50,6 +52,10 @@ def files_of(folder):
     return {name: path.read_bytes() for name, path in files.items() if not name.endswith(".lock")}
 
 
+def without_truth(files):
+    return sorted(name for name in files if "/truth/" not in name)
+
+
 def change(path, function):
     Image.fromarray(function(np.asarray(Image.open(path)))).save(path)
 
@@ -75,9 +81,9 @@ def test_a_folder_becomes_a_plan_with_reasons_folds_and_arrays(toy, workspace, p
     assert "toy: 12 cases: images in images/, masks in masks/" in out
     assert out.count("because: ") == 6
     assert "warning    no groups: optimistic if images share patients" in out
-    assert "folds      random: 3, 3, 2, 2, 2 cases held out" in out
+    assert re.search(r"folds      random: (\d, ){4}\d cases held out", out)
     assert out.splitlines()[-1] == "next       iaunet_train toy 0 (one fold) or iaunet_train toy cv (all)"
-    assert sorted(files_of(workspace)) == sorted(
+    assert without_truth(files_of(workspace)) == sorted(
         f"toy/{name}"
         for name in (
             "dataset.json",
@@ -107,6 +113,7 @@ def test_the_rows_are_the_normalised_images_and_masks_at_256_by_256(toy, workspa
         mask = (np.asarray(Image.open(toy / "masks" / case)) > 0).astype(np.uint8)
         np.testing.assert_array_equal(arrays.images[row], prepare_image(image, plan)[0].astype(np.float16))
         np.testing.assert_array_equal(arrays.masks[row], resize_mask(mask, (256, 256)))
+        np.testing.assert_array_equal(arrays.truth(arrays.index.rows[row].case), mask)
     np.testing.assert_allclose(arrays.images.astype(float).mean((0, 2, 3)), 0, atol=0.05)
     np.testing.assert_allclose(arrays.images.astype(float).std((0, 2, 3)), 1, atol=0.1)
 
@@ -185,7 +192,10 @@ def cut(path):
 
 
 def bomb(path):
-    Image.new("1", (30_000, 30_000)).save(path)
+    """Let the header of a PNG tell of 30000x30000 pixels."""
+    data = path.read_bytes()
+    header = data[12:16] + struct.pack(">II", 30_000, 30_000) + data[24:29]
+    path.write_bytes(data[:12] + header + struct.pack(">I", zlib.crc32(header)) + data[33:])
 
 
 def empty_masks(toy):
@@ -211,7 +221,7 @@ BAD_INPUT = {
     ),
     "mask of another size": (
         lambda toy: shrink(toy / "masks" / "case_01.png"),
-        r"masks/case_01\.png: mask is 32 x 64, its image 64 x 64 \(height x width\): bring the mask to .*--skip_faulty\)",
+        r"masks/case_01\.png: mask is 32 x 64, its image 64 x 64 \(height x width\): bring the mask .*--skip_faulty\)",
     ),
     "truncated": (
         lambda toy: cut(toy / "images" / "case_01.png"),
@@ -248,7 +258,7 @@ BAD_INPUT = {
     ),
     "mixed depth": (
         lambda toy: change(toy / "images" / "case_01.png", lambda image: image[..., 0].astype(np.uint16)),
-        r"images/case_01\.png: pixels are uint16, most of the data set has uint8: convert the images to one bit depth .*",
+        r"images/case_01\.png: pixels are uint16, most of the data set has uint8: convert the images .*",
     ),
 }
 
@@ -359,7 +369,7 @@ def test_grey_among_colour_is_promoted_and_said_so(toy, prepare):
     code, out, _ = prepare(toy)
 
     assert code == 0
-    assert "note: case_01: grey among 3-channel images: promoted: nothing, if they are of one kind" in out
+    assert "note: case_01: is grey among 3-channel images and was promoted: check that it belongs to them" in out
 
 
 def test_folders_a_patient_are_groups_that_folds_keep_together(tmp_path, write_toy, workspace, prepare):
@@ -515,7 +525,7 @@ def test_known_cases_keep_their_fold_when_cases_are_added(tmp_path, write_toy, w
 
     for old, new in zip(before.folds, splits_of(workspace / "toy")["random"].folds, strict=True):
         assert {*old.validation} <= {*new.validation}
-        assert len(new.validation) == 4
+        assert 3 <= len(new.validation) <= 5
 
 
 def test_folds_that_cannot_be_read_are_made_anew_and_said_so(toy, workspace, prepare):
@@ -562,7 +572,7 @@ def test_no_space_left_is_named_and_leaves_nothing_half_written(toy, workspace, 
     assert re.fullmatch(rf"error: no space left for .*{re.escape(file)}.*: free some space and run .*\n", done.stderr)
     assert not [name for name in files_of(workspace) if "preprocessed" in name or "tmp" in name]
     assert prepare(toy)[0] == 0
-    assert len(files_of(workspace)) == 8
+    assert len(without_truth(files_of(workspace))) == 8
 
 
 def test_a_full_disk_is_named_and_leaves_nothing_half_written(toy, tmp_path, prepare, workspace):

@@ -51,7 +51,7 @@ def test_a_checkpoint_is_read_back_as_it_was(tmp_path, checkpoint):
     save_checkpoint(checkpoint, tmp_path / "checkpoint.pt")
 
     assert_same(vars(load_checkpoint(tmp_path / "checkpoint.pt")), vars(checkpoint))
-    assert os.listdir(tmp_path) == ["checkpoint.pt"]
+    assert list(tmp_path.iterdir()) == [tmp_path / "checkpoint.pt"]
 
 
 class Malicious:

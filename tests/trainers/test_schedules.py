@@ -1,5 +1,6 @@
 import dataclasses
 import math
+from itertools import pairwise
 
 import pytest
 
@@ -24,7 +25,7 @@ def test_the_cosine_falls_along_half_a_wave_that_ends_one_step_after_the_last():
     assert found == pytest.approx([0.01 * (1 + math.cos(math.pi * step / 70)) / 2 for step in range(70)])
     assert found[0] == 0.01
     assert found[35] == pytest.approx(0.005)
-    assert all(before > after > 0 for before, after in zip(found, found[1:], strict=False))
+    assert all(before > after > 0 for before, after in pairwise(found))
 
 
 @pytest.mark.parametrize("schedule", ["constant", "cosine"])
@@ -40,7 +41,7 @@ def test_the_rate_rises_linearly_over_the_warm_up(schedule):
 def test_a_warm_up_as_long_as_the_training_or_longer_is_all_there_is(epochs, warmup):
     found = rates(epochs=epochs, warmup_epochs=warmup)
 
-    assert all(0 < before < after <= 0.01 for before, after in zip(found, found[1:], strict=False))
+    assert all(0 < before < after <= 0.01 for before, after in pairwise(found))
 
 
 def test_steps_after_the_planned_end_keep_the_last_rate():
