@@ -8,15 +8,18 @@ import torch
 from safetensors import SafetensorError
 
 from iaunet.errors import NetworkError
-from iaunet.storage import replacing
+from iaunet.storage import write_bytes
 
 
 def save_weights(path: Path, state: Mapping[str, torch.Tensor]) -> None:
-    """Write a network's parameters and buffers, whole or not at all."""
+    """Write a network's parameters and buffers, whole or not at all.
+
+    Raises:
+        WorkspaceError: The disk is full or the folder cannot be written.
+    """
     # cloned, since safetensors refuses tensors that share their memory
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
-    with replacing(path) as temporary:
-        safetensors.torch.save_file(tensors, temporary)
+    write_bytes(path, safetensors.torch.save(tensors))
 
 
 def load_weights(path: Path, network: torch.nn.Module) -> None:

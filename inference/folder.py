@@ -94,9 +94,10 @@ def predict_folder(
     names = mask_names([path.relative_to(root) for path in images])
     jobs = dict(zip(images, names, strict=True))
     with locked(output, "predicting"):
-        remove_leftovers(output)
         _claim(output, model, names, options.overwrite)
         work = _Work(predictor.plan, root, output, jobs, options)
+        for folder in {output, *(file.parent for path in images for file in work.files(path))}:
+            remove_leftovers(folder)
         kept = {path: outcome for path in images if (outcome := work.find(path)) is not None}
         outcomes = list(kept.values())
         waiting = [path for path in images if path not in kept]
@@ -164,14 +165,13 @@ class _Work:
         return prepare_image(read_image(path).pixels, self.plan)
 
     def find(self, path: Path) -> Outcome | None:
-        """What came of an image before, if all that is wished is there, readable and no older than the image."""
-        mask = self.output / self.jobs[path]
-        wished = [mask, *([self._overlay(path)] if self.options.overlay else [])]
-        wished += self._probabilities(path) if self.options.probabilities else []
-        if not all(file.exists() for file in wished) or mask.stat().st_mtime < path.stat().st_mtime:
+        """What came of an image before, if all its files are there and no older than the image and the model's claim."""
+        files = self.files(path)
+        newest_source = max(file.stat().st_mtime_ns for file in (path, self.output / RECORD))
+        if not all(file.exists() and file.stat().st_mtime_ns >= newest_source for file in files):
             return None
         try:
-            labels = self.plan.coding.encode(read_mask(mask))
+            labels = self.plan.coding.encode(read_mask(files[0]))
         except FileError:
             return None
         return self._outcome(path, "kept", labels)
@@ -184,6 +184,12 @@ class _Work:
                 write_png(file, np.rint(plane * 65535).astype(np.uint16))
         write_png(self.output / self.jobs[path], self.plan.coding.decode(prediction.labels))
         return self._outcome(path, "done", prediction.labels)
+
+    def files(self, path: Path) -> list[Path]:
+        """All that is written for an image, the mask first."""
+        overlays = [self._overlay(path)] if self.options.overlay else []
+        probabilities = self._probabilities(path) if self.options.probabilities else []
+        return [self.output / self.jobs[path], *overlays, *probabilities]
 
     def _overlay(self, path: Path) -> Path:
         return self.output / "overlays" / self.jobs[path]
@@ -206,25 +212,22 @@ def count_pixels(labels: NDArray[np.uint8], n_labels: int) -> tuple[int, ...]:
 
 
 def _claim(output: Path, model: Mapping[str, Any], names: Sequence[str], overwrite: bool) -> None:
-    """Make the output folder this model's; with ``overwrite`` the masks that are there are deleted first.
+    """Make the output folder this model's. Masks older than its record are of other models and are not kept.
 
     Raises:
         PredictionError: It holds masks of another model, or files that no prediction made.
     """
     record = output / RECORD
-    if overwrite:
-        for name in names:  # now, or a killed command would leave masks of two models
-            (output / name).unlink(missing_ok=True)
-    elif record.exists():
+    if not overwrite and record.exists():
         before = read_json(record, PredictionError, "use --overwrite, or another folder")
         if not isinstance(before, dict) or before.get("digest") != digest(model):
             raise PredictionError(f"{output} holds masks of another model: use --overwrite, or another folder")
-    else:
-        strangers = [name for name in names if (output / name).exists()]
-        if strangers:
-            raise PredictionError(
-                f"{output / strangers[0]} is there and no prediction made it: use --overwrite, or another folder"
-            )
+        return
+    strangers = [name for name in names if (output / name).exists()]
+    if strangers and not overwrite:
+        raise PredictionError(
+            f"{output / strangers[0]} is there and no prediction made it: use --overwrite, or another folder"
+        )
     write_json(record, {**model, "digest": digest(model)})
 
 

@@ -101,7 +101,7 @@ RECIPES = {
     "paper": Recipe(name="paper", augmentation=Augmentation(brightness_probability=1.0)),
     "best": Recipe(
         name="best",
-        lr=3e-4,
+        lr=1e-3,
         schedule="cosine",
         average_weights=True,
         clip_gradient_norm=12.0,

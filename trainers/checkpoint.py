@@ -55,9 +55,19 @@ class Checkpoint:
 
 
 def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
-    """Write a checkpoint, whole or not at all."""
-    with replacing(path) as temporary:
-        torch.save({field.name: getattr(checkpoint, field.name) for field in fields(checkpoint)}, temporary)
+    """Write a checkpoint, whole or not at all.
+
+    Raises:
+        WorkspaceError: The disk is full or the folder cannot be written.
+    """
+    state = {field.name: getattr(checkpoint, field.name) for field in fields(checkpoint)}
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        try:
+            torch.save(state, file)
+        except RuntimeError as fault:
+            if isinstance(fault.__context__, OSError):  # torch hides what the disk said
+                raise fault.__context__ from None
+            raise
 
 
 def load_checkpoint(path: Path) -> Checkpoint:

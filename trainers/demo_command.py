@@ -21,7 +21,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--output", type=Path, default=Path("iaunet_demo"), metavar="DIR", help="gets everything")
     parser.add_argument("--images", type=int, default=80, metavar="N", help="images to learn from")
-    parser.add_argument("--epochs", type=int, default=30, metavar="N", help="epochs of each of the two folds")
+    parser.add_argument("--epochs", type=int, default=32, metavar="N", help="epochs of each of the two folds")
     parser.add_argument("--workers", type=int, default=default_workers(), metavar="N", help="processes")
     return parser
 

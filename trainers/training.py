@@ -121,7 +121,7 @@ class _Session:
         self.split: Split = find_split(load_splits(folder.splits_json), wish, names)
         self.arrays = open_arrays(folder.preprocessed, self.plan.arrays_digest)
         default_name = f"{self.plan.network.name.rpartition(':')[2]}-{self.plan.recipe.name}-{self.split.name}"
-        self.run = Run(folder.runs / _valid_name(options.name or default_name))
+        self.run = Run(folder.runs / _valid_name(default_name if options.name is None else options.name))
 
     @cached_property
     def device(self) -> torch.device:

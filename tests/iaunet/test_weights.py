@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from iaunet.errors import NetworkError
+from iaunet.errors import NetworkError, WorkspaceError
 from iaunet.weights import load_weights, save_weights
 
 
@@ -90,3 +90,21 @@ def test_weights_of_another_network_change_nothing(path):
 
     save_weights(path, {**make_network().state_dict(), "more": torch.zeros(1)})
     refused(path, r"\(1 tensors differ, the first is more\)")
+
+
+def test_a_full_disk_is_named_and_the_old_weights_stay(path):
+    resource = pytest.importorskip("resource", reason="no limits on file sizes on this system")
+    network = make_network()
+    save_weights(path, network.state_dict())
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(WorkspaceError, match=r"no space left for .*weights ü\.safetensors: free some space"):
+            save_weights(path, make_network(width=32).state_dict())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+    other = make_network(seed=1)
+    load_weights(path, other)
+    assert same(network, other)
+    assert list(path.parent.iterdir()) == [path]

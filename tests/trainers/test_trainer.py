@@ -16,7 +16,7 @@ from iaunet.errors import NetworkError, TrainingError
 from iaunet.inference.runs import FoldFolder
 from iaunet.loss import bce_dice_loss
 from iaunet.planners.folds import load_splits
-from iaunet.planners.plan import NetworkPlan, load_plan
+from iaunet.planners.plan import NetworkPlan, build_planned_network, load_plan
 from iaunet.trainers.checkpoint import load_checkpoint
 from iaunet.trainers.loader import start_batches
 from iaunet.trainers.trainer import FoldSetup, Trainer, dice_per_image, library_versions

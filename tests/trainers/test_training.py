@@ -1,12 +1,14 @@
 import csv
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from iaunet.inference.predictor import Predictor
@@ -51,6 +53,11 @@ def refused(train_toy, capsys):
 
 def run_of(workspace, name=RUN):
     return Run(workspace / "toy" / "runs" / name)
+
+
+def metrics_of(folder):
+    with folder.metrics_csv.open(newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def contents(folder):
@@ -108,7 +115,7 @@ def test_a_fold_trains_on_its_cases_and_scores_those_held_out(trained_toy):
         folder = run_of(trained_toy).fold(str(number))
         assert {score.name for score in read_scores(folder.scores_csv)} == {*fold.validation}
         assert {path.stem for path in folder.validation.glob("*.png")} == {*fold.validation}
-        assert len(list(csv.DictReader(folder.metrics_csv.open()))) == 12
+        assert len(metrics_of(folder)) == 12
         assert folder.progress_png.exists()
         assert not {*fold.train} & {*fold.validation}
 
@@ -123,8 +130,6 @@ def test_the_reported_score_is_that_of_the_last_averaged_weights(trained_toy):
     written = load_file(folder.weights)
     assert all(torch.equal(tensor, average[name]) for name, tensor in written.items())
     predictor = Predictor.from_runs([run], ["1"], "cpu")
-    from PIL import Image
-
     raw = Path(DatasetFolder(trained_toy / "toy").load_dataset().source.root)
     for score in read_scores(folder.scores_csv):
         predicted = predictor.predict(np.asarray(Image.open(raw / "images" / f"{score.name}.png"))) > 0
@@ -140,7 +145,7 @@ def test_all_trains_on_every_case_and_has_no_score(train_toy, workspace, capsys)
     assert json.loads(folder.summary_json.read_text())["scores"] is None
     assert not folder.validation.exists()
     assert not run_of(workspace).crossval_json.exists()
-    assert next(csv.DictReader(folder.metrics_csv.open()))["validation_dice"] == "nan"
+    assert metrics_of(folder)[0]["validation_dice"] == "nan"
     assert "trained on every case, so there is no score; next: iaunet_predict -d toy -f all" in capsys.readouterr().out
 
 
@@ -149,8 +154,6 @@ def test_each_epoch_is_one_line(train_toy, capsys):
 
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch ")]
     assert len(lines) == 2
-    import re
-
     assert re.fullmatch(r"epoch 2/2  loss \d\.\d{3}  dice \d\.\d{3}  lr 1\.3e-03  \d+ s", lines[1])
 
 
@@ -427,7 +430,7 @@ def test_hours_fix_the_epochs_of_the_first_fold_for_all(train_toy, refused, work
     record = run_of(workspace).record
     assert (record.hours, record.epochs) == (1e-9, 4)
     for fold in range(3):
-        assert len(list(csv.DictReader(run_of(workspace).fold(str(fold)).metrics_csv.open()))) == 4
+        assert len(metrics_of(run_of(workspace).fold(str(fold)))) == 4
     assert "hours: 1e-09 -> None" in refused("all")
 
 
@@ -441,24 +444,20 @@ def test_hours_are_shared_among_the_folds_still_to_do(workspace):
     assert [fold.fold for fold in run.finished_folds()] == ["0", "1", "2"]
 
 
-def test_a_case_whose_mask_is_gone_stops_with_the_fold_trained(workspace, tmp_path, capsys):
-    raw = shutil.copytree(DatasetFolder(workspace / "toy").load_dataset().source.root, tmp_path / "raw")
-    edit_json(workspace / "toy" / "dataset.json", lambda dataset: dataset["source"].update(root=str(raw)))
+def test_a_case_whose_true_mask_is_gone_stops_with_the_fold_trained(train_toy, refused, workspace):
     fold = load_splits(workspace / "toy" / "splits.json").splits["random"].folds[0]
-    mask = raw / "masks" / f"{fold.validation[2]}.png"
+    mask = workspace / "toy" / "preprocessed" / "truth" / f"{fold.validation[2]}.png"
     saved = mask.read_bytes()
     mask.unlink()
-    options = ["toy", "0", "--epochs", "1", "--workspace", str(workspace)]
 
-    assert main(options) == 2
-    told = capsys.readouterr().err
-    assert f"{mask}: file is missing: restore it, or plan again without it; the fold is trained, run the same" in told
+    line = refused("0", "--epochs", "1")
+
+    assert line == f"error: {mask}: file is missing: run iaunet_plan_and_preprocess toy again"
     folder = run_of(workspace).fold("0")
     assert folder.weights.exists()
     assert not folder.is_finished
-
     mask.write_bytes(saved)
-    assert main(options) == 0
+    assert train_toy("0", "--epochs", "1") == 0
     assert folder.is_finished
 
 
