@@ -165,7 +165,7 @@ class _Work:
         return prepare_image(read_image(path).pixels, self.plan)
 
     def find(self, path: Path) -> Outcome | None:
-        """What came of an image before, if all its files are there and no older than the image and the model's claim."""
+        """What came of an image before, if all its files are there and no older than the image and the record."""
         files = self.files(path)
         newest_source = max(file.stat().st_mtime_ns for file in (path, self.output / RECORD))
         if not all(file.exists() and file.stat().st_mtime_ns >= newest_source for file in files):

@@ -11,7 +11,7 @@ from scipy.sparse.csgraph import connected_components
 NEAR_CORRELATION = 0.98
 """Zero-mean 32x32 thumbnails that correlate at least this well show nearly the same."""
 
-_BLOCK = 1024
+_BLOCK = 512
 
 Groups = tuple[tuple[str, ...], ...]
 
@@ -48,12 +48,21 @@ def join(names: Sequence[str], pairs: Iterable[Sequence[int]] | NDArray[np.int64
 
 
 def _correlated_pairs(thumbnails: Sequence[NDArray[np.uint8]]) -> Iterator[tuple[int, int]]:
+    """Pairs of indices, compared block by block: memory holds the small pictures and two blocks of numbers."""
+    starts = range(0, len(thumbnails), _BLOCK)
+    for first in starts:
+        rows = _standardised(thumbnails[first : first + _BLOCK])
+        for second in starts[first // _BLOCK :]:
+            columns = _standardised(thumbnails[second : second + _BLOCK])
+            found = np.nonzero(rows @ columns.T >= NEAR_CORRELATION)
+            for row, column in zip(*(indices.tolist() for indices in found), strict=True):
+                if first + row < second + column:
+                    yield first + row, second + column
+
+
+def _standardised(thumbnails: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
+    """A row each of mean 0 and length 1, so that products are correlations; all 0 for a picture of one grey."""
     flat = np.stack(thumbnails).reshape(len(thumbnails), -1).astype(np.float32)
     flat -= flat.mean(axis=1, keepdims=True)
     flat /= np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-6)
-    for start in range(0, len(flat), _BLOCK):
-        block = flat[start : start + _BLOCK]
-        rows, columns = np.nonzero(block @ flat[start:].T >= NEAR_CORRELATION)
-        for row, column in zip(rows.tolist(), columns.tolist(), strict=True):
-            if row < column:
-                yield start + row, start + column
+    return flat

@@ -239,8 +239,10 @@ def test_an_image_that_never_fits_is_refused_in_one_line(predictor, inputs, stra
 
 
 def test_other_faults_of_a_network_keep_their_traceback(predictor, inputs):
-    with pytest.raises(RuntimeError, match="expected input"):
-        predictor.predict_inputs(inputs[:, :2])
+    broken = Predictor(predictor.plan, [torch.nn.Conv2d(5, 1, 1)], CPU)
+
+    with pytest.raises(RuntimeError, match="to have 5 channels, but got 3"):
+        broken.predict_inputs(inputs)
 
 
 # Making one ---------------------------------------------------------------------------------------------------------

@@ -42,17 +42,8 @@ def start(toy, workspace):
     started = []
 
     def start():
-        command = [
-            sys.executable,
-            "-m",
-            "iaunet",
-            "plan_and_preprocess",
-            toy,
-            "--workspace",
-            workspace,
-            "--workers",
-            "2",
-        ]
+        options = [*NARROW, toy, "--workspace", workspace, "--workers", "2"]
+        command = [sys.executable, "-m", "iaunet", "plan_and_preprocess", *options]
         process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
         )

@@ -1,0 +1,482 @@
+import csv
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from iaunet.dataset import MaskCoding
+from iaunet.discovery import natural_order
+from iaunet.errors import DatasetError, PredictionError, WorkspaceError
+from iaunet.files import read_image
+from iaunet.inference.folder import FolderOptions, count_pixels, describe_model, list_inputs, mask_names, predict_folder
+from iaunet.inference.overlay import draw_overlay
+from iaunet.inference.predictor import Predictor
+from iaunet.inference.runs import Run
+from iaunet.preprocessing.cases import prepare_image
+from iaunet.storage import file_digest
+from iaunet.workspace import DatasetFolder, locked
+
+
+@pytest.fixture(scope="module")
+def run(trained_toy):
+    return Run(trained_toy / "toy" / "runs" / "unet-best-random")
+
+
+@pytest.fixture(scope="module")
+def predictor(run):
+    return Predictor.from_runs([run], ["0"], "cpu", mirroring=False)
+
+
+@pytest.fixture(scope="module")
+def model(run, predictor):
+    return describe_model([run], ["0"], predictor)
+
+
+@pytest.fixture
+def images(trained_toy, tmp_path):
+    """Five images of the toy dataset, in a folder of their own whose name needs care."""
+    raw = Path(DatasetFolder(trained_toy / "toy").load_dataset().source.root) / "images"
+    folder = tmp_path / "new images ü"
+    folder.mkdir()
+    for i in range(5):
+        shutil.copyfile(raw / f"case_{i:02d}.png", folder / f"case_{i:02d}.png")
+    return folder
+
+
+@pytest.fixture
+def output(tmp_path):
+    return tmp_path / "masks"
+
+
+@pytest.fixture
+def predict(predictor, model, images, output):
+    """Predict the images into the output folder; returns status and problem by image."""
+
+    def run_folder(inputs=images, to=output, by=predictor, described=model, **options):
+        return {o.image: o for o in predict_folder(by, described, inputs, to, FolderOptions(**options))}
+
+    return run_folder
+
+
+def statuses(outcomes):
+    return {image: outcome.status for image, outcome in outcomes.items()}
+
+
+def table_of(output):
+    with (output / "predictions.csv").open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def masks_in(folder):
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*.png")}
+
+
+# Masks and what stands beside them ----------------------------------------------------------------------------------
+
+
+def test_every_image_gets_the_mask_that_the_predictor_gives_of_it(predict, predictor, images, output):
+    outcomes = predict()
+
+    assert statuses(outcomes) == {f"case_{i:02d}.png": "done" for i in range(5)}
+    for path in images.iterdir():
+        mask = np.asarray(Image.open(output / path.name))
+        np.testing.assert_array_equal(mask, predictor.predict(np.asarray(Image.open(path))))
+        assert {*np.unique(mask)} == {0, 255}
+
+
+def test_the_table_counts_the_pixels_of_each_mask(predict, output):
+    outcomes = predict()
+
+    rows = table_of(output)
+    assert list(rows[0]) == ["image", "mask", "status", "problem", "foreground_pixels"]
+    assert [row["image"] for row in rows] == sorted(outcomes, key=natural_order)
+    for row in rows:
+        foreground = int((np.asarray(Image.open(output / row["mask"])) == 255).sum())
+        assert int(row["foreground_pixels"]) == foreground == outcomes[row["image"]].pixels[0] > 0
+        assert (row["status"], row["problem"]) == ("done", "")
+
+
+def test_the_record_names_model_and_settings(predict, output, run):
+    predict()
+
+    record = json.loads((output / "predictions.json").read_text())
+    weights = file_digest(run.fold("0").weights)
+    assert record["members"] == [{"run": "unet-best-random", "fold": "0", "weights_sha256": weights}]
+    assert (record["dataset"], record["mirroring"], record["thresholds"]) == ("toy", False, [0.5])
+    assert record["labels"] == {"foreground": 255}
+
+
+def test_overlays_are_the_images_with_the_contours_of_their_masks(predict, images, output):
+    predict(overlay=True)
+
+    for path in images.iterdir():
+        labels = (np.asarray(Image.open(output / path.name)) == 255).astype(np.uint8)
+        expected = draw_overlay(read_image(path).pixels, labels)
+        np.testing.assert_array_equal(np.asarray(Image.open(output / "overlays" / path.name)), expected)
+        assert (expected != np.moveaxis(read_image(path).pixels, 0, 2)).any()
+
+
+def test_probabilities_are_written_in_16_bits(predict, predictor, images, output):
+    predict(probabilities=True)
+
+    for path in images.iterdir():
+        written = np.asarray(Image.open(output / "probabilities" / path.name))
+        image, geometry = prepare_image(read_image(path).pixels, predictor.plan)
+        expected = geometry.restore(predictor.predict_inputs(image[None])[0])[0]
+        assert written.dtype == np.uint16
+        np.testing.assert_allclose(written / 65535, expected, atol=1e-4)
+        np.testing.assert_array_equal(written >= 32768, np.asarray(Image.open(output / path.name)) == 255)
+
+
+def test_several_labels_have_a_map_of_probabilities_each_and_a_column_each(predict, predictor, output):
+    import dataclasses
+
+    import torch
+
+    from iaunet.planners.plan import InferencePlan
+
+    plan = dataclasses.replace(
+        predictor.plan,
+        labels=("polyp", "tool"),
+        coding=MaskCoding(kind="values", values=(1, 2), written=(1, 2)),
+        inference=InferencePlan(mirroring=False, thresholds=(0.5, 0.5)),
+    )
+
+    class Halves(torch.nn.Module):
+        def forward(self, rows):
+            left = torch.where(torch.arange(64) < 32, 9.0, -9.0).expand(len(rows), 1, 64, 64)
+            return torch.cat([left, -left], dim=1)
+
+    predict(by=Predictor(plan, [Halves()], torch.device("cpu")), probabilities=True)
+
+    mask = np.asarray(Image.open(output / "case_00.png"))
+    assert (mask[:, :32] == 1).all()
+    assert (mask[:, 32:] == 2).all()
+    polyp = np.asarray(Image.open(output / "probabilities" / "case_00_polyp.png"))
+    assert (polyp[:, :31] > 65000).all()
+    assert np.asarray(Image.open(output / "probabilities" / "case_00_tool.png"))[:, :31].max() < 500
+    [row, *_] = table_of(output)
+    assert (row["polyp_pixels"], row["tool_pixels"]) == ("2048", "2048")
+
+
+def test_pixels_are_counted_for_every_label_there_could_be():
+    assert count_pixels(np.array([[0, 1, 1], [3, 0, 0]], np.uint8), 4) == (2, 0, 1, 0)
+
+
+def test_a_single_image_is_predicted_alone(predict, images, output):
+    assert statuses(predict(images / "case_03.png")) == {"case_03.png": "done"}
+    assert [*masks_in(output)] == ["case_03.png"]
+
+
+def test_images_of_every_kind_are_predicted_at_their_own_size(predict, images, output):
+    rng = np.random.default_rng(0)
+    colour = rng.integers(0, 256, (40, 90, 3), dtype=np.uint8)
+    Image.fromarray(colour).save(images / "photo.JPG")
+    Image.fromarray(colour[..., 0]).save(images / "grey.bmp")
+    Image.fromarray(np.dstack([colour, colour[..., :1]])).save(images / "transparent.png")
+    Image.fromarray(colour[..., 0].astype(np.uint16) * 200).save(images / "deep.tif")
+    Image.fromarray(colour[..., 0].astype(np.float32)).save(images / "real.tiff")
+    rotated = Image.fromarray(colour)
+    exif = rotated.getexif()
+    exif[0x0112] = 6  # shown turned by a quarter
+    rotated.save(images / "turned.jpg", exif=exif)
+
+    outcomes = predict()
+
+    assert set(statuses(outcomes).values()) == {"done"}
+    for name in ("photo", "grey", "transparent", "deep", "real"):
+        assert Image.open(output / f"{name}.png").size == (90, 40)
+    assert Image.open(output / "turned.png").size == (40, 90)
+
+
+# What cannot be read ------------------------------------------------------------------------------------------------
+
+
+def test_broken_images_fail_alone_and_the_table_says_why(predict, images, output, caplog):
+    whole = (images / "case_01.png").read_bytes()
+    (images / "case_01.png").write_bytes(whole[: len(whole) // 2])
+    (images / "text.png").write_text("no image")
+    (images / "empty.jpg").write_bytes(b"")
+
+    outcomes = predict()
+
+    failed = {image for image, status in statuses(outcomes).items() if status == "failed"}
+    assert failed == {"case_01.png", "text.png", "empty.jpg"}
+    assert set(masks_in(output)) == {f"case_{i:02d}.png" for i in (0, 2, 3, 4)}
+    problems = {row["image"]: row["problem"] for row in table_of(output) if row["status"] == "failed"}
+    assert "is truncated or damaged" in problems["case_01.png"]
+    assert "is not a readable PNG, JPEG, BMP or TIFF image" in problems["text.png"]
+    assert "file is empty: copy it again or remove it" in problems["empty.jpg"]
+    assert all(f"failed: {image}: {problem}" in caplog.messages for image, problem in problems.items())
+    assert {row["foreground_pixels"] for row in table_of(output) if row["status"] == "failed"} == {""}
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda folder: folder / "none", DatasetError, "none does not exist: check the path"),
+        (lambda folder: folder, PredictionError, "holds no images .*: check the path"),
+        (lambda folder: folder / "note.txt", PredictionError, "is no image that is read: give one of .png"),
+    ],
+)
+def test_nothing_to_predict_is_refused(tmp_path, make, error, message):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "note.txt").write_text("no image")
+
+    with pytest.raises(error, match=message):
+        list_inputs(make(folder), tmp_path / "out")
+
+
+def test_masks_are_never_written_among_the_images(predict, images):
+    before = masks_in(images)
+
+    for inputs in (images, images / "case_00.png"):
+        with pytest.raises(PredictionError, match="holds the images themselves: give another folder for the masks"):
+            predict(inputs, to=images)
+    with pytest.raises(PredictionError, match="holds the images themselves"):
+        predict(images, to=images / ".." / images.name)
+
+    assert masks_in(images) == before
+    assert not (images / "predictions.json").exists()
+
+
+def test_an_output_folder_inside_the_input_is_not_read_as_input(predict, images):
+    for _ in range(2):
+        outcomes = predict(to=images / "masks")
+        assert sorted(outcomes) == [f"case_{i:02d}.png" for i in range(5)]
+
+
+def test_an_output_folder_above_the_input_is_fine(predict, images):
+    outcomes = predict(to=images.parent)
+
+    assert set(statuses(outcomes).values()) == {"done"}
+    assert (images.parent / "case_00.png").exists()
+
+
+def test_an_output_that_is_a_file_is_named(predict, tmp_path):
+    (tmp_path / "file").write_text("")
+
+    with pytest.raises(WorkspaceError, match="file cannot be written .*: choose another folder"):
+        predict(to=tmp_path / "file")
+
+
+def test_a_second_process_in_one_output_folder_is_refused(predict, output):
+    with locked(output, "predicting"), pytest.raises(WorkspaceError, match="another process is predicting in"):
+        predict()
+
+
+def test_a_full_disk_is_named_and_leaves_whole_masks_only(predict, output, images):
+    resource = pytest.importorskip("resource", reason="no limits on file sizes on this system")
+    big = np.random.default_rng(0).integers(0, 256, (400, 400, 3), dtype=np.uint8)
+    Image.fromarray(big).save(images / "zz.png")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        with pytest.raises(WorkspaceError, match=r"no space left for .*zz\.png: free some space and run the same"):
+            predict(overlay=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+    assert not list(output.rglob("*tmp"))
+    for path in output.rglob("*.png"):
+        Image.open(path).load()
+    assert set(statuses(predict(overlay=True)).values()) <= {"done", "kept"}
+
+
+# Names --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("images", "masks"),
+    [
+        (["a.png", "b.jpg"], ["a.png", "b.png"]),
+        (["a.jpg", "a.png", "b.tif"], ["a.jpg.png", "a.png.png", "b.png"]),
+        (["a.jpg", "A.png"], ["a.jpg.png", "A.png.png"]),
+        (["x/a.jpg", "y/a.jpg"], ["x/a.png", "y/a.png"]),
+        (["x/a.jpg", "x/a.bmp", "y/a.jpg"], ["x/a.jpg.png", "x/a.bmp.png", "y/a.png"]),
+        (["a.jpg", "a.png", "a.jpg.png"], ["a.jpg.png", "a.png.png", "a.jpg.png.png"]),
+        (["a.jpg", "a.jpg.png"], ["a.png", "a.jpg.png.png"]),
+        (["a.b.c.png", "a.b.jpg"], ["a.b.c.png", "a.b.png"]),
+    ],
+)
+def test_masks_are_named_by_stems_and_keep_the_ending_where_these_collide(images, masks):
+    assert mask_names([Path(image) for image in images]) == masks
+    assert len({mask.lower() for mask in masks}) == len(masks)
+
+
+def test_folders_are_searched_to_their_depth_and_kept(predict, images, output):
+    deep = images / "patient 1" / "left"
+    deep.mkdir(parents=True)
+    shutil.copyfile(images / "case_00.png", deep / "case_00.png")
+    shutil.copyfile(images / "case_01.png", deep / "case_01.bmp")
+    Image.open(images / "case_02.png").save(deep / "case_01.jpg")
+
+    outcomes = predict(overlay=True)
+
+    assert len(outcomes) == 8
+    nested = {"case_00.png", "case_01.bmp.png", "case_01.jpg.png"}
+    assert {path.name for path in (output / "patient 1" / "left").iterdir()} == nested
+    assert {path.name for path in (output / "overlays" / "patient 1" / "left").iterdir()} == nested
+    assert outcomes["patient 1/left/case_01.jpg"].mask == "patient 1/left/case_01.jpg.png"
+
+
+# Once more ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_rerun_keeps_what_is_there_and_does_what_is_missing(predict, images, output):
+    first = predict()
+    before = masks_in(output)
+    times = {path: path.stat().st_mtime_ns for path in output.glob("*.png")}
+    (output / "case_02.png").unlink()
+    shutil.copyfile(images / "case_00.png", images / "case_09.png")
+
+    again = predict()
+
+    assert statuses(again) == {
+        **dict.fromkeys(first, "kept"),
+        "case_02.png": "done",
+        "case_09.png": "done",
+    }
+    assert {image: again[image].pixels for image in first} == {image: first[image].pixels for image in first}
+    assert masks_in(output) == {**before, "case_09.png": before["case_00.png"]}
+    assert all(path.stat().st_mtime_ns == time for path, time in times.items() if path.stem != "case_02")
+    assert [row["status"] for row in table_of(output)].count("kept") == 4
+
+
+def test_an_image_that_changed_since_is_predicted_again(predict, images, output):
+    predict()
+    shutil.copyfile(images / "case_00.png", images / "case_01.png")
+
+    again = predict()
+
+    assert [image for image, status in statuses(again).items() if status == "done"] == ["case_01.png"]
+    assert (output / "case_01.png").read_bytes() == (output / "case_00.png").read_bytes()
+
+
+@pytest.mark.parametrize("content", [b"", b"half", None])
+def test_a_mask_that_cannot_be_read_is_made_again(predict, output, content):
+    predict()
+    whole = (output / "case_01.png").read_bytes()
+    (output / "case_01.png").write_bytes(whole[: len(whole) // 2] if content is None else content)
+
+    assert statuses(predict())["case_01.png"] == "done"
+    assert (output / "case_01.png").read_bytes() == whole
+
+
+def test_a_mask_with_values_that_no_mask_of_this_model_has_is_made_again(predict, output):
+    predict()
+    whole = (output / "case_01.png").read_bytes()
+    Image.fromarray(np.full((64, 64), 7, np.uint8)).save(output / "case_01.png")
+
+    assert statuses(predict())["case_01.png"] == "done"
+    assert (output / "case_01.png").read_bytes() == whole
+
+
+@pytest.mark.parametrize("wish", ["overlay", "probabilities"])
+def test_further_pictures_that_are_wished_later_are_made(predict, output, wish):
+    predict()
+    before = masks_in(output)
+
+    outcomes = predict(**{wish: True})
+
+    assert set(statuses(outcomes).values()) == {"done"}
+    assert masks_in(output).items() >= before.items()
+    assert len(masks_in(output)) == 10
+    assert set(statuses(predict(**{wish: True})).values()) == {"kept"}
+    assert set(statuses(predict()).values()) == {"kept"}
+
+
+def test_leftovers_of_a_killed_prediction_are_removed(predict, output, images):
+    (images / "deep").mkdir()
+    shutil.copyfile(images / "case_00.png", images / "deep" / "a.png")
+    predict(overlay=True)
+    leftovers = [
+        folder / ".a.png.1-1.iaunet-tmp"
+        for folder in (output, output / "deep", output / "overlays", output / "overlays" / "deep")
+    ]
+    for path in leftovers:
+        path.write_bytes(b"half")
+
+    predict(overlay=True)
+
+    assert not any(path.exists() for path in leftovers)
+
+
+@pytest.fixture
+def other(run):
+    predictor = Predictor.from_runs([run], ["1"], "cpu", mirroring=True)
+    return {"by": predictor, "described": describe_model([run], ["1"], predictor)}
+
+
+def test_another_model_is_refused_without_overwrite_and_replaces_with_it(predict, output, other):
+    predict()
+    before = masks_in(output)
+
+    with pytest.raises(PredictionError, match="holds masks of another model: use --overwrite, or another folder"):
+        predict(**other)
+    assert masks_in(output) == before
+    assert set(statuses(predict(**other, overwrite=True)).values()) == {"done"}
+    assert masks_in(output) != before
+    assert set(statuses(predict(**other)).values()) == {"kept"}
+    with pytest.raises(PredictionError, match="holds masks of another model"):
+        predict()
+
+
+def test_masks_of_two_models_are_never_mixed_though_overwriting_was_killed(predict, output, other, images):
+    predict()
+    old = masks_in(output)
+    expected = masks_in(images.parent / "expected") if predict(**other, to=images.parent / "expected") else {}
+    (images.parent / "aside").mkdir()
+    for name in ("case_03.png", "case_04.png"):
+        shutil.move(images / name, images.parent / "aside" / name)
+    predict(**other, overwrite=True)  # as if it had been killed after three of five
+    for name in ("case_03.png", "case_04.png"):
+        shutil.move(images.parent / "aside" / name, images / name)
+    assert (output / "case_04.png").read_bytes() == old["case_04.png"]
+
+    again = predict(**other)
+
+    assert [*statuses(again).values()] == ["kept", "kept", "kept", "done", "done"]
+    assert masks_in(output) == expected
+
+
+def test_overwrite_makes_everything_again(predict):
+    predict()
+
+    assert set(statuses(predict(overwrite=True)).values()) == {"done"}
+
+
+def test_files_that_no_prediction_made_are_not_overwritten_unasked(predict, output):
+    output.mkdir()
+    (output / "case_01.png").write_bytes(b"my own annotation")
+
+    with pytest.raises(PredictionError, match=r"case_01\.png is there and no prediction made it: use --overwrite"):
+        predict()
+    assert (output / "case_01.png").read_bytes() == b"my own annotation"
+    assert not (output / "predictions.json").exists()
+    assert set(statuses(predict(overwrite=True)).values()) == {"done"}
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"digest": 1}'])
+def test_a_damaged_record_is_refused_without_overwrite(predict, output, text):
+    predict()
+    (output / "predictions.json").write_text(text)
+
+    with pytest.raises(PredictionError, match="use --overwrite, or another folder"):
+        predict()
+    assert set(statuses(predict(overwrite=True)).values()) == {"done"}
+
+
+def test_files_beside_the_masks_stay(predict, output):
+    output.mkdir()
+    (output / "notes.txt").write_text("mine")
+
+    predict(overwrite=True)
+
+    assert (output / "notes.txt").read_text() == "mine"
+    assert {*os.listdir(output)} >= {"notes.txt", "predictions.csv", "predictions.json"}  # noqa: PTH208
