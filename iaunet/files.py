@@ -45,7 +45,7 @@ _DECODER_FAULTS = (
 )
 """What Pillow's decoders are known to raise on damaged files."""
 
-_GREY_MODES = {"1", "L", "LA", "La", "I;16", "I;16L", "I;16B", "I;16N", "I", "F"}
+_GREY_MODES = {"1", "L", "LA", "I;16", "I;16L", "I;16B", "I;16N", "I", "F"}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -205,7 +205,8 @@ def _open(data: bytes) -> Image.Image:
         if pages > 1 and image.format != "MPO":  # a JPEG whose further pages are previews
             raise FileError(f"holds {pages} pages", "save each page as an image of its own")
         image.load()
-        return ImageOps.exif_transpose(image)
+        displayed = ImageOps.exif_transpose(image)
+        return displayed.convert("LA") if displayed.mode == "La" else displayed  # "La" converts to nothing else
     except FileError:
         raise
     except _DECODER_FAULTS as fault:
@@ -230,7 +231,7 @@ def _is_transparent(image: Image.Image) -> bool:
 
 def _plane(image: Image.Image) -> NDArray[np.generic]:
     """The pixels [height, width] of a grey image."""
-    plane = _pixels(image, "L" if image.mode in ("1", "LA", "La") else image.mode)
+    plane = _pixels(image, "L" if image.mode in ("1", "LA") else image.mode)
     if plane.dtype.byteorder == ">":
         plane = plane.astype(plane.dtype.newbyteorder("="))
     if plane.dtype == np.int32 and plane.min() >= 0 and plane.max() <= 65535:
@@ -239,7 +240,4 @@ def _plane(image: Image.Image) -> NDArray[np.generic]:
 
 
 def _pixels(image: Image.Image, mode: str) -> NDArray[np.generic]:
-    try:
-        return np.asarray(image if image.mode == mode else image.convert(mode))
-    except _DECODER_FAULTS as fault:
-        raise _damaged(fault) from fault
+    return np.asarray(image if image.mode == mode else image.convert(mode))

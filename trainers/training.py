@@ -92,8 +92,6 @@ def train(folder: DatasetFolder, fold: str, options: TrainingOptions) -> Run:
     """
     session = _Session(folder, options)
     folds = session.parse_folds(fold)
-    if options.restart:
-        _put_aside(session.run)
     record = session.settle_record()
     logger.info("run        %s", session.run.root)
     for i, name in enumerate(folds):
@@ -146,14 +144,16 @@ class _Session:
         )
 
     def settle_record(self) -> RunRecord:
-        """The run's record: the one on disk if it has the same settings, else a new one."""
-        if self.run.run_json.exists():
+        """The run's record: the one on disk if it has the same settings, else that of a new run."""
+        if self.run.run_json.exists() and not self.options.restart:
             record = self.run.record
             self._require_same(record)
             return record
         if self.options.val_only:
             raise TrainingError(f"{self.run.name} was not trained yet: leave out --val_only")
         record = self._new_record()
+        if self.options.restart:  # only now: what cannot be begun anew stays where it is
+            _put_aside(self.run)
         make_folder(self.run.root)
         self.run.write_record(record)
         return record

@@ -8,6 +8,7 @@ from iaunet.device import (
     DeviceError,
     autocasting,
     choose_device,
+    describe_device,
     free_memory,
     is_out_of_memory,
     mixed_precision,
@@ -49,6 +50,10 @@ def test_a_card_that_torch_cannot_use_is_told(tmp_path, monkeypatch):
     assert "this machine has an NVIDIA GPU that torch" in with_card
     assert "cannot use: install torch's CUDA build or a newer driver" in with_card
     assert unused_gpu(torch.device("cuda")) is None
+
+
+def test_a_cpu_is_described_by_its_threads():
+    assert describe_device(CPU) == f"cpu ({torch.get_num_threads()} threads)"
 
 
 def test_a_cpu_computes_in_plain_float32():

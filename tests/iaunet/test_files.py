@@ -49,6 +49,11 @@ def tiff(pixels, **options):
     return buffer.getvalue()
 
 
+def tiff_with_alpha(grey, kind):
+    pixels = np.dstack([grey, np.full_like(grey, 255)])
+    return tiff(pixels, photometric="minisblack", planarconfig="contig", extrasamples=[kind])
+
+
 def turned(orientation):
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
@@ -71,6 +76,8 @@ def turned(orientation):
         (tiff(COLOUR, photometric="rgb"), COLOUR.transpose(2, 0, 1)),
         (encoded(GREY > 127), np.where(GREY > 127, np.uint8(255), np.uint8(0))[None]),
         (encoded(GREY, mode="LA"), GREY[None]),
+        (tiff_with_alpha(GREY, "assocalpha"), GREY[None]),
+        (tiff_with_alpha(GREY, "unassalpha"), GREY[None]),
         (encoded(COLOUR, mode="RGBA"), COLOUR.transpose(2, 0, 1)),
     ],
     ids=in_words,

@@ -1,4 +1,5 @@
 import csv
+import dataclasses
 import json
 import os
 import shutil
@@ -6,16 +7,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from iaunet.dataset import MaskCoding
 from iaunet.discovery import natural_order
 from iaunet.errors import DatasetError, PredictionError, WorkspaceError
-from iaunet.files import read_image
+from iaunet.files import read_image, read_mask
 from iaunet.inference.folder import FolderOptions, count_pixels, describe_model, list_inputs, mask_names, predict_folder
 from iaunet.inference.overlay import draw_overlay
 from iaunet.inference.predictor import Predictor
 from iaunet.inference.runs import Run
+from iaunet.planners.plan import InferencePlan
 from iaunet.preprocessing.cases import prepare_image
 from iaunet.storage import file_digest
 from iaunet.workspace import DatasetFolder, locked
@@ -133,12 +136,6 @@ def test_probabilities_are_written_in_16_bits(predict, predictor, images, output
 
 
 def test_several_labels_have_a_map_of_probabilities_each_and_a_column_each(predict, predictor, output):
-    import dataclasses
-
-    import torch
-
-    from iaunet.planners.plan import InferencePlan
-
     plan = dataclasses.replace(
         predictor.plan,
         labels=("polyp", "tool"),
@@ -189,8 +186,8 @@ def test_images_of_every_kind_are_predicted_at_their_own_size(predict, images, o
 
     assert set(statuses(outcomes).values()) == {"done"}
     for name in ("photo", "grey", "transparent", "deep", "real"):
-        assert Image.open(output / f"{name}.png").size == (90, 40)
-    assert Image.open(output / "turned.png").size == (40, 90)
+        assert read_mask(output / f"{name}.png").shape == (40, 90)
+    assert read_mask(output / "turned.png").shape == (90, 40)
 
 
 # What cannot be read ------------------------------------------------------------------------------------------------
@@ -261,7 +258,7 @@ def test_an_output_folder_above_the_input_is_fine(predict, images):
 def test_an_output_that_is_a_file_is_named(predict, tmp_path):
     (tmp_path / "file").write_text("")
 
-    with pytest.raises(WorkspaceError, match="file cannot be written .*: choose another folder"):
+    with pytest.raises(WorkspaceError, match=r"file cannot be written .*: choose another folder"):
         predict(to=tmp_path / "file")
 
 

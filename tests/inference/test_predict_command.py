@@ -1,4 +1,5 @@
 import csv
+import dataclasses
 import json
 import os
 import shutil
@@ -6,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,8 @@ from PIL import Image
 
 from iaunet.inference.predict_command import main
 from iaunet.inference.runs import Run
-from iaunet.planners.plan import NetworkPlan, load_plan
+from iaunet.planners.plan import NetworkPlan, load_plan, save_plan
+from iaunet.weights import save_weights
 from iaunet.workspace import DatasetFolder
 
 RUN = "unet-best-random"
@@ -158,10 +161,6 @@ def test_several_runs_ask_and_may_be_used_together(predict, trained, tmp_path, c
 
 def test_a_strangers_network_runs_only_when_it_is_named(predict, trained, monkeypatch, capsys):
     monkeypatch.syspath_prepend(Path(__file__).parents[1] / "trainers")
-    from importlib import import_module
-
-    from iaunet.weights import save_weights
-
     name = "strange_networks:Strange"
     run = Run(trained / "toy" / "runs" / RUN)
     record = json.loads(run.run_json.read_text())
@@ -176,10 +175,6 @@ def test_a_strangers_network_runs_only_when_it_is_named(predict, trained, monkey
 
 def test_the_plan_of_the_run_and_not_of_the_dataset_is_used(predict, trained, tmp_path, raw):
     """Planning again for something else must not touch what was trained."""
-    import dataclasses
-
-    from iaunet.planners.plan import save_plan
-
     path = trained / "toy" / "plan.json"
     plan = load_plan(path)
     network = NetworkPlan(name="iaunet", width=2, depth=4)

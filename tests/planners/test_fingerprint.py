@@ -174,9 +174,10 @@ def save_masks(folder, function, ending=".png", **options):
         Image.fromarray(mask).save(path.with_suffix(ending), **options)
 
 
-def test_noisy_masks_as_jpeg_measure_as_the_exact_ones(toy):
+@pytest.mark.parametrize("quality", [75, 95])
+def test_noisy_masks_as_jpeg_measure_as_the_exact_ones(toy, quality):
     exact = read(toy).fingerprint
-    save_masks(toy, lambda mask, _: np.where(mask, np.uint8(255), np.uint8(0)), ".jpg", quality=95)
+    save_masks(toy, lambda mask, _: np.where(mask, np.uint8(255), np.uint8(0)), ".jpg", quality=quality)
 
     reading = read(toy)
 

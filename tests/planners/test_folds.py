@@ -149,11 +149,11 @@ def test_near_duplicates_that_leave_too_few_parts_leave_out_only_the_grouped_spl
         find_split(splits, "grouped", NAMES[:6])
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=40)
 @given(st.sets(st.sampled_from(NAMES), min_size=20), st.sets(st.sampled_from(NAMES), min_size=20))
 def test_known_cases_keep_their_fold_when_cases_come_and_go(case, fingerprint, before, after):
     def splits_of(names, known=None):
-        groups = {name: name[:-1] for name in names} if len({name[:-1] for name in names}) >= 5 else {}
+        groups = {name: str(int(name[1:]) // 3) for name in names}
         return make_splits(fingerprint([case(name) for name in sorted(names)]), groups, 5, known).splits
 
     old = splits_of(before)
@@ -165,6 +165,14 @@ def test_known_cases_keep_their_fold_when_cases_come_and_go(case, fingerprint, b
         kept = {case for case in before & after if held_out(old[name])[case] == held_out(split)[case]}
         a_fold_is_gone = any(not {*fold.validation} & after for fold in old[name].folds)
         assert a_fold_is_gone or kept == before & after
+
+
+def test_folds_are_made_anew_when_all_cases_of_one_are_gone(case, fingerprint):
+    known = {"random": [NAMES[:2], NAMES[2:4], NAMES[4:6], NAMES[6:8], NAMES[8:10]]}
+
+    split = make_splits(fingerprint([case(name) for name in NAMES[:8]]), {}, 5, known).splits["random"]
+
+    assert_is_a_division(split, NAMES[:8])
 
 
 def test_a_case_that_joins_two_known_groups_takes_them_to_the_fold_of_most(case, fingerprint):

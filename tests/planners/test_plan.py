@@ -150,6 +150,12 @@ def test_a_strangers_network_is_not_run_to_check_a_file(load_edited):
     assert load_edited(["network", "name"], "no_such_package:build").network.name == "no_such_package:build"
 
 
+def test_normalisation_image_by_image_needs_no_numbers_a_channel(load_edited):
+    by_case = {"kind": "case", "percentiles": [0.5, 99.5]}
+
+    assert load_edited(["normalisation"], by_case).normalisation.percentiles == (0.5, 99.5)
+
+
 @pytest.mark.parametrize(
     ("path", "value", "is_edited", "changes_arrays"),
     [

@@ -486,6 +486,27 @@ def test_an_edited_plan_is_kept_and_said_so_until_a_new_one_is_asked_for(toy, wo
     assert files_of(workspace) == planned
 
 
+def test_a_strangers_network_in_an_edited_plan_is_not_run(toy, workspace, prepare):
+    prepare(toy)
+    edit_plan(workspace / "toy", network={"name": "no_such_package:build", "width": 4, "depth": 3})
+
+    code, out, _ = prepare(toy)
+
+    assert code == 0
+    assert "time       not estimated: no_such_package:build is not run without --network" in out
+
+
+@pytest.mark.parametrize("spoil", [lambda path: path.unlink(), lambda path: path.write_text("text")])
+def test_a_true_mask_that_is_spoiled_is_named_with_the_command_that_makes_it(toy, workspace, prepare, spoil):
+    prepare(toy)
+    plan = load_plan(workspace / "toy" / "plan.json")
+    arrays = open_arrays(workspace / "toy" / "preprocessed", plan.arrays_digest)
+    spoil(workspace / "toy" / "preprocessed" / "truth" / "case_03.png")
+
+    with pytest.raises(PreprocessingError, match=r"case_03\.png: .*: run iaunet_plan_and_preprocess toy again"):
+        arrays.truth("case_03")
+
+
 def test_a_plan_edited_to_nonsense_names_the_field_and_nothing_is_changed(toy, workspace, prepare):
     prepare(toy)
     edit_plan(workspace / "toy", input_mode="crop")

@@ -155,7 +155,7 @@ def test_a_killed_training_goes_on_to_the_bit(start, workspace, same_as_undistur
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("milliseconds", range(0, 3000, 150))
+@pytest.mark.parametrize("milliseconds", range(0, 6000, 300))
 def test_a_training_killed_at_any_moment_goes_on_to_the_bit(start, workspace, same_as_undisturbed, milliseconds):
     process = start()
     read_until(process, "workspace ")

@@ -396,6 +396,16 @@ def test_restart_renames_the_old_run_and_deletes_nothing(trained, capsys):
     assert f"the old run is kept as {run_of(trained, f'{RUN}.old-1').root}" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("options", [("--device", "abacus"), ("--network", "no.such:network", "--name", RUN)])
+def test_a_restart_that_cannot_be_leaves_the_old_run_in_its_place(trained, capsys, options):
+    before = contents(run_of(trained).root)
+
+    assert main(["toy", "0", "--workspace", str(trained), "--restart", *options]) == 2
+
+    assert contents(run_of(trained).root) == before
+    assert [run.name for run in run_of(trained).root.parent.iterdir()] == [RUN]
+
+
 @pytest.mark.parametrize("options", [(), ("--restart",)])
 def test_a_second_process_on_a_fold_is_refused_in_one_line(refused, workspace, options):
     folder = run_of(workspace).fold("0").root

@@ -1,0 +1,34 @@
+import time
+
+import torch
+from iaunet.networks import build_network
+from iaunet.networks.timing import time_row
+
+
+class Sleeper(torch.nn.Module):
+    """Takes a fixed time a row of 32x32 pixels and learns one number."""
+
+    def __init__(self, seconds):
+        super().__init__()
+        self.seconds = seconds
+        self.weight = torch.nn.Parameter(torch.zeros(1, 1, 1, 1))
+
+    def forward(self, x):
+        time.sleep(self.seconds * len(x))
+        return x[:, :1] * self.weight
+
+
+def test_the_time_of_a_row_is_scaled_by_its_pixels():
+    seconds = time_row(Sleeper(0.05), 3, 1, (128, 128), torch.device("cpu"))
+
+    assert seconds >= 0.05 * 16
+    assert seconds < 0.05 * 16 * 10
+
+
+def test_a_wider_network_takes_longer_a_row():
+    narrow, wide = (
+        time_row(build_network("unet", channels=1, labels=1, width=w, depth=3), 1, 1, (128, 128), torch.device("cpu"))
+        for w in (4, 64)
+    )
+
+    assert wide > narrow
