@@ -49,6 +49,9 @@ class Augmentation:
         for name in ("brightness", "scaling", "gamma", "contrast", "elastic_sigma"):
             low = getattr(self, name)[0]
             require(low > 0, name, getattr(self, name), "values above 0")
+        for name in ("scaling", "gamma", "contrast"):  # batchgenerators draws below and above 1 apart
+            low, high = getattr(self, name)
+            require(low <= 1 <= high, name, (low, high), "a range around 1")
         for name in ("noise_sd", "blur_sigma", "elastic_alpha"):
             require(getattr(self, name)[0] >= 0, name, getattr(self, name), "values of 0 or more")
         mirror = self.mirror_probability

@@ -107,11 +107,13 @@ def prepare_dataset(folder: DatasetFolder, source: Source, wish: Preparation) ->
         remove_leftovers(folder.root)
         reading = fingerprint_dataset(Path(source.root), discovery.cases, wish.workers, source.skip_faulty)
         problems = [*discovery.problems, *reading.problems]
-        _report(problems, folder.problems_csv)
+        _write_problems(problems, folder.problems_csv)
         cases = tuple(case for case in discovery.cases if case.name not in reading.faulty)
         faults = [problem for problem in problems if problem.level == "fault"]
         if reading.fingerprint is None or reading.coding is None or (faults and not source.skip_faulty):
+            _show_problems([p for p in problems if len(faults) > 1 or p.level != "fault"], folder.problems_csv)
             raise _refusal(faults, source, folder.problems_csv)
+        _show_problems(problems, folder.problems_csv)
         if faults:
             logger.info("%d cases are used, those with faults are left out", len(cases))
         grouping = resolve_groups([case.name for case in cases], source.groups)
@@ -207,13 +209,15 @@ def _valid_name(name: str) -> str:
     return name
 
 
-def _report(problems: Sequence[Problem], path: Path) -> None:
-    """Write all problems, a row each, and show the first."""
+def _write_problems(problems: Sequence[Problem], path: Path) -> None:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["level", "file", "what is wrong", "what to do"])
     writer.writerows([p.level, p.file, p.what, p.mend] for p in problems)
     write_text(path, text.getvalue())
+
+
+def _show_problems(problems: Sequence[Problem], path: Path) -> None:
     for problem in problems[:MOST_PROBLEMS_SHOWN]:
         logger.info("%s: %s: %s: %s", problem.level, problem.file, problem.what, problem.mend)
     if len(problems) > MOST_PROBLEMS_SHOWN:
@@ -221,9 +225,11 @@ def _report(problems: Sequence[Problem], path: Path) -> None:
 
 
 def _refusal(faults: Sequence[Problem], source: Source, path: Path) -> DatasetError:
+    """The one line that ends the command; a lone fault is that line itself."""
     worst = next((fault for fault in faults if fault.file == ALL_MASKS), faults[0])
-    said = f"{worst.file}: {worst.what}: {worst.mend}"
-    if len(faults) > 1:
-        said = f"{len(faults)} faults, all in {path}; one of them: {said}"
     can_be_skipped = worst.file != ALL_MASKS and not source.skip_faulty
-    return DatasetError(f"{said} (or leave such cases out with --skip_faulty)" if can_be_skipped else said)
+    skip = "leave such cases out with --skip_faulty"
+    if len(faults) == 1:
+        said = f"{worst.file}: {worst.what}: {worst.mend}"
+        return DatasetError(f"{said} (or {skip})" if can_be_skipped else said)
+    return DatasetError(f"{len(faults)} faults, all in {path}: mend them{f', or {skip}' if can_be_skipped else ''}")

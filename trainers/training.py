@@ -297,7 +297,9 @@ def resolve_plan(plan: Plan, options: TrainingOptions) -> Plan:
         recipe = find_recipe(options.recipe)
     given = {"epochs": options.epochs, "lr": options.lr, "batch_size": options.batch_size}
     recipe = dataclasses.replace(recipe, **{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
-    return dataclasses.replace(plan, network=network, recipe=recipe)
+    changed = {"network": network != plan.network, "recipe": recipe != plan.recipe}
+    why = {name: f"{why}; changed on the command line" if changed.get(name) else why for name, why in plan.why.items()}
+    return dataclasses.replace(plan, network=network, recipe=recipe, why=why)
 
 
 def settings(record: RunRecord) -> dict[str, Any]:

@@ -66,3 +66,10 @@ def test_every_number_of_an_augmentation_has_its_bounds(name):
         with pytest.raises(FieldError) as caught:
             Augmentation(**{name: value})
         assert str(caught.value).startswith(f"{name} is {value!r}: give ")
+
+
+@pytest.mark.parametrize("field", ["scaling", "contrast", "gamma"])
+@pytest.mark.parametrize("span", [(1.2, 2.0), (0.3, 0.8)])
+def test_ranges_that_batchgenerators_would_widen_to_1_are_refused(field, span):
+    with pytest.raises(FieldError, match=f"{field} is .*: give a range around 1"):
+        Augmentation(**{field: span})

@@ -1,13 +1,25 @@
-"""A plan of the toy dataset, made without reading it."""
+"""A plan made without reading data, and commands that do not wait for their threads."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+import torch
 
 from iaunet.dataset import MaskCoding
 from iaunet.planners.plan import InferencePlan, NetworkPlan, Normalisation, Plan
 from iaunet.planners.recipes import find_recipe
+
+
+@pytest.fixture(scope="package", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Each command estimates the time of training by a few small steps, which two threads make slower."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")  # for the commands that are started as processes
+        yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture
