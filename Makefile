@@ -26,7 +26,7 @@ lint: $(VENV)/installed
 
 # mypy does not follow the mapping of the component folders: it checks an installed copy
 types: $(VENV)/installed
-	rm -rf .typed
+	rm -rf .typed build
 	$(PIP) install --quiet --no-deps --no-build-isolation --target .typed -c constraints.txt .
 	MYPYPATH=.typed $(BIN)/mypy -p iaunet
 

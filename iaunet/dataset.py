@@ -88,10 +88,11 @@ MissingMask = Literal["error", "empty", "skip"]
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Where the raw data lie and how the user said to read them; paths are absolute.
+    """Where the raw data lie, and what the user said about reading and planning them; paths are absolute.
 
     ``images`` and ``masks`` are None where the folder's own layout tells them apart. ``groups`` is as
     `iaunet.grouping.resolve_groups` takes it. ``skip_faulty`` leaves out the cases whose files cannot be used.
+    ``width`` is None for the planner's choice, ``n_folds`` the number of folds of each split.
     """
 
     root: str
@@ -101,6 +102,9 @@ class Source:
     missing_mask: MissingMask = "error"
     groups: str | None = None
     skip_faulty: bool = False
+    planner: str = "auto"
+    width: int | None = None
+    n_folds: int = 5
 
 
 @dataclass(frozen=True, kw_only=True)

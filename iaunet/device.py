@@ -80,20 +80,27 @@ def is_out_of_memory(fault: RuntimeError) -> bool:
 
 
 def free_memory(device: torch.device) -> int | None:
-    """Bytes that may still be used on a device, None when the system does not tell."""
+    """Bytes that may be used on a device, None when the system does not tell.
+
+    On a GPU what is free now. On a CPU half of what this machine or container has, whatever else runs: the number of
+    rows that a training takes at a time depends on it, and with that its weights.
+    """
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return _physical_memory()
-    available = next((line for line in lines if line.startswith("MemAvailable:")), None)
-    return int(available.split()[1]) * 1024 if available else None
+    limits = [limit for limit in (_physical_memory(), _container_memory()) if limit is not None]
+    return min(limits) // 2 if limits else None
 
 
 def _physical_memory() -> int | None:
-    """Half of the machine's memory, where only the whole is told."""
     try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):
+        return None
+
+
+def _container_memory() -> int | None:
+    """The limit of a Linux control group, where there is one."""
+    try:
+        return int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii"))
+    except (OSError, ValueError):  # ValueError: "max", no limit
         return None

@@ -2,6 +2,7 @@
 
 import os
 import re
+import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -46,7 +47,7 @@ class _Found:
     """A file with the role its place or name gives it.
 
     ``key`` is its path without folders of images or masks and without ending, ``bare`` also without a mask's suffix:
-    one of the two is what image and mask have in common.
+    one of the two is what image and mask have in common. Both are in composed form (NFC), whatever the disk has.
     """
 
     path: Path
@@ -65,10 +66,10 @@ def discover_cases(source: Source) -> Discovery:
             or left out.
 
     Raises:
-        DatasetError: The folder does not exist, or holds no image or no mask at all.
+        DatasetError: The folder does not exist, holds no image or no mask at all, or one whose name is not UTF-8.
     """
     root = Path(source.root)
-    suffixes = (*MASK_SUFFIXES, *source.mask_suffixes)
+    suffixes = (*MASK_SUFFIXES, *map(composed, source.mask_suffixes))
     if (source.images is None) != (source.masks is None):
         raise DatasetError("--images and --masks belong together: give both or neither")
     if source.images is not None and source.masks is not None:
@@ -93,7 +94,7 @@ def list_image_files(folder: Path) -> list[Path]:
     """All image files below a folder, sorted; hidden ones and those of a workspace are left out.
 
     Raises:
-        DatasetError: The folder does not exist.
+        DatasetError: The folder does not exist, or the name of an image is not UTF-8.
     """
     return [path for path in _list_files(folder) if is_image_file(path)]
 
@@ -107,7 +108,18 @@ def _list_files(folder: Path) -> list[Path]:
     for parent, folders, files in os.walk(folder, onerror=_refuse_folder):
         folders[:] = [name for name in folders if not name.startswith(".") and name != WORKSPACE_NAME]
         found += [Path(parent) / name for name in files if not name.startswith(".")]
+    for path in filter(is_image_file, found):
+        _require_text(path)
     return sorted(found, key=lambda path: path.as_posix())
+
+
+def _require_text(path: Path) -> None:
+    """Refuse bytes that are no UTF-8 in a name: Python hands them on as characters that cannot be written."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as fault:
+        shown = str(path).encode(errors="backslashreplace").decode()
+        raise DatasetError(f"{shown} has a name that is not UTF-8: rename it") from fault
 
 
 def _refuse_folder(fault: OSError) -> None:
@@ -123,7 +135,7 @@ def _walk(root: Path, suffixes: Sequence[str], role: Literal["image", "mask"] | 
             f"save their slices as images ({', '.join(FORMATS)})"
         )
     for path in filter(is_image_file, files):
-        parts = PurePosixPath(path.relative_to(root).as_posix()).with_suffix("").parts
+        parts = PurePosixPath(composed(path.relative_to(root).as_posix())).with_suffix("").parts
         found_role, parts = (role, parts) if role else _role_by_folder(parts)
         if found_role is None:
             continue
@@ -237,6 +249,11 @@ def _pair(
 
 def _relative(path: Path, root: Path) -> str:
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()
+
+
+def composed(name: str) -> str:
+    """A name with each accented letter as one character (NFC): a Mac's files may have it as two."""
+    return unicodedata.normalize("NFC", name)
 
 
 def natural_order(name: str) -> list[tuple[int, int, str]]:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.Image import DecompressionBombError, DecompressionBombWarning
+from PIL.PngImagePlugin import PngInfo
 
 from iaunet.errors import FileError
 from iaunet.storage import replacing
@@ -24,6 +25,9 @@ FORMATS = {
     ".tiff": "TIFF",
 }
 """File endings that are read, with Pillow's name of the format. No other decoder is ever tried."""
+
+MADE_FROM = "iaunet:made-from"
+"""The key of the text in a PNG file that names what it was made from."""
 
 MAX_PIXELS = 178_956_970
 """Pixels an image may have, Pillow's own limit: 512 MiB as RGB. More is taken for a decompression bomb."""
@@ -44,6 +48,9 @@ _DECODER_FAULTS = (
     zlib.error,
 )
 """What Pillow's decoders are known to raise on damaged files."""
+
+_DEEP_LAYOUTS = (";16B", ";16L", ";16N")
+"""End Pillow's names of how a file lays out 16 bits a channel."""
 
 _GREY_MODES = {"1", "L", "LA", "I;16", "I;16L", "I;16B", "I;16N", "I", "F"}
 
@@ -150,15 +157,28 @@ def read_mask(path: Path) -> NDArray[np.integer]:
     return decode_mask(read_bytes(path))
 
 
-def write_png(path: Path, pixels: NDArray[np.generic]) -> None:
+def write_png(path: Path, pixels: NDArray[np.generic], made_from: str = "") -> None:
     """Write pixels as PNG, whole or not at all.
 
     Args:
         path: Ends in ``.png``.
         pixels: uint8 or uint16 [height, width], or uint8 [height, width, 3].
+        made_from: Names what they were made from; kept in the file as a text, see `read_made_from`.
     """
+    note = PngInfo()
+    if made_from:
+        note.add_text(MADE_FROM, made_from)
     with replacing(path) as temporary:
-        Image.fromarray(pixels).save(temporary, format="PNG", compress_level=1)
+        Image.fromarray(pixels).save(temporary, format="PNG", compress_level=1, pnginfo=note)
+
+
+def read_made_from(path: Path) -> str:
+    """What a PNG file says it was made from; empty when it is missing, damaged or does not say."""
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            return str(image.info.get(MADE_FROM, ""))
+    except _DECODER_FAULTS:
+        return ""
 
 
 def to_channels(pixels: NDArray[np.generic], channels: int) -> NDArray[np.generic]:
@@ -204,6 +224,10 @@ def _open(data: bytes) -> Image.Image:
         pages = getattr(image, "n_frames", 1)
         if pages > 1 and image.format != "MPO":  # a JPEG whose further pages are previews
             raise FileError(f"holds {pages} pages", "save each page as an image of its own")
+        if _would_lose_depth(image):
+            raise FileError(
+                "holds colour with 16 bits a channel, which is not read yet", "save it with 8 bits a channel"
+            )
         image.load()
         displayed = ImageOps.exif_transpose(image)
         return displayed.convert("LA") if displayed.mode == "La" else displayed  # "La" converts to nothing else
@@ -211,6 +235,12 @@ def _open(data: bytes) -> Image.Image:
         raise
     except _DECODER_FAULTS as fault:
         raise _damaged(fault) from fault
+
+
+def _would_lose_depth(image: Image.Image) -> bool:
+    """Whether Pillow would cut 16 bits a channel to 8, as it does with all but plain grey, and tells nobody."""
+    layouts = [args if isinstance(args, str) else args[0] for *_, args in getattr(image, "tile", ())]
+    return image.mode not in _GREY_MODES and any(str(layout).endswith(_DEEP_LAYOUTS) for layout in layouts)
 
 
 def _too_large(what: str) -> FileError:

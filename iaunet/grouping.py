@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from iaunet.discovery import composed
 from iaunet.errors import DatasetError
 from iaunet.storage import read_text
 
@@ -86,7 +87,7 @@ def _by_expression(names: Sequence[str], expression: str) -> dict[str, str]:
 
 
 def _by_table(names: Sequence[str], path: Path) -> dict[str, str]:
-    lines = read_text(path, DatasetError, "give a CSV with a case and its group a line").splitlines()
+    lines = composed(read_text(path, DatasetError, "give a CSV with a case and its group a line")).splitlines()
     separator = "\t" if lines and "\t" in lines[0] else ";" if lines and ";" in lines[0] else ","
     try:
         rows = [row for row in csv.reader(lines, delimiter=separator) if any(cell.strip() for cell in row)]
@@ -101,7 +102,8 @@ def _by_table(names: Sequence[str], path: Path) -> dict[str, str]:
                 raise DatasetError(
                     f"{path} gives {name} the groups {table[name]} and {group.strip()}: keep one of the lines"
                 )
-    found = {name: table.get(name, table.get(PurePosixPath(name).name)) for name in names}
+    keys = {name: composed(name) for name in names}
+    found = {name: table.get(key, table.get(PurePosixPath(key).name)) for name, key in keys.items()}
     missing = [name for name, group in found.items() if not group]
     if missing:
         raise DatasetError(

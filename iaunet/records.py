@@ -87,6 +87,16 @@ def from_json(kind: type[Record], data: Any) -> Record:
     return kind(**values)
 
 
+def differences(before: Any, now: Any, name: str = "") -> list[str]:
+    """The fields in which two nested values differ, as ``field: before -> now``."""
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        found = []
+        for key in dict.fromkeys((*before, *now)):
+            found += differences(before.get(key), now.get(key), f"{name}.{key}" if name else str(key))
+        return found
+    return [] if before == now else [f"{name}: {before} -> {now}"]
+
+
 def load_record(kind: type[Record], path: Path, error: type[IaunetError], mend: str) -> Record:
     """Read a record's file.
 

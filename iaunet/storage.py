@@ -32,7 +32,7 @@ def naming_disk_faults(path: Path) -> Iterator[None]:
     """Turn a full or closed disk into one line that names the path.
 
     Raises:
-        WorkspaceError: The system refused to write for want of space or of permission.
+        WorkspaceError: The system refused to write for want of space or of permission, or the name is too long.
     """
     try:
         yield
@@ -40,9 +40,9 @@ def naming_disk_faults(path: Path) -> Iterator[None]:
         if fault.errno in _NO_SPACE:
             raise WorkspaceError(f"no space left for {path}: free some space and run the same command again") from fault
         if fault.errno in _NOT_WRITABLE:
-            raise WorkspaceError(
-                f"{path} cannot be written ({fault.strerror}): choose another folder or mend its permissions"
-            ) from fault
+            is_long = fault.errno == errno.ENAMETOOLONG
+            mend = "shorten its name" if is_long else "choose another folder or mend its permissions"
+            raise WorkspaceError(f"{path} cannot be written ({fault.strerror}): {mend}") from fault
         raise
 
 
@@ -55,9 +55,11 @@ def replacing(path: Path) -> Iterator[Path]:
         ``path``; when it fails it is removed and ``path`` stays as it was.
 
     Raises:
-        WorkspaceError: The disk is full or the folder cannot be written.
+        WorkspaceError: The disk is full, the folder cannot be written or the name is too long.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}{TEMPORARY_SUFFIX}")
+    # short whatever the target's name, which may be as long as the disk allows
+    token = digest([ascii(path.name), os.getpid(), threading.get_ident()])[:16]
+    temporary = path.with_name(f".{token}{TEMPORARY_SUFFIX}")
     try:
         with naming_disk_faults(path):
             make_folder(path.parent)
@@ -65,7 +67,7 @@ def replacing(path: Path) -> Iterator[Path]:
             with temporary.open("rb+") as file:
                 os.fsync(file.fileno())
             temporary.replace(path)
-            _sync_folder(path.parent)
+            sync_folder(path.parent)
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
@@ -144,7 +146,7 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Make a rename survive a power cut, where the system lets a folder be opened."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)

@@ -61,7 +61,8 @@ def map_in_processes(
     waiting: deque[concurrent.futures.Future[Result]] = deque()
     remaining = iter(items)
     try:
-        waiting.extend(pool.submit(function, item) for item in itertools.islice(remaining, 4 * workers))
+        with _holding_interrupts():
+            waiting.extend(pool.submit(function, item) for item in itertools.islice(remaining, 4 * workers))
         while waiting:
             result = waiting.popleft().result()
             waiting.extend(pool.submit(function, item) for item in itertools.islice(remaining, 1))
@@ -73,6 +74,19 @@ def map_in_processes(
         ) from fault
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+@contextlib.contextmanager
+def _holding_interrupts() -> Iterator[None]:
+    """Let Ctrl-C wait until the block ends; it never reaches a process started in it, to end there in a traceback."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def serve_parent() -> None:

@@ -2,8 +2,7 @@
 
 import math
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,10 +33,6 @@ class Summary:
     n_defined: int
     n_left_out: int
 
-    def to_json(self) -> dict[str, float | int | None]:
-        """The fields as JSON values; null where undefined."""
-        return {name: _json_number(value) for name, value in asdict(self).items()}
-
 
 @dataclass(frozen=True, kw_only=True)
 class LabelSummary:
@@ -54,15 +49,6 @@ class LabelSummary:
     with_truth: Mapping[str, Summary]
     pooled: Mapping[str, float]
     n_empty: int
-
-    def to_json(self) -> dict[str, Any]:
-        """The fields as JSON values; null where undefined."""
-        return {
-            "all_cases": {name: summary.to_json() for name, summary in self.all_cases.items()},
-            "with_truth": {name: summary.to_json() for name, summary in self.with_truth.items()},
-            "pooled": {name: _json_number(value) for name, value in self.pooled.items()},
-            "n_empty": self.n_empty,
-        }
 
 
 def summarise(
@@ -174,7 +160,3 @@ def _bootstrap_interval(
         means.append(sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1))
     low, high = np.percentile(np.concatenate(means), [2.5, 97.5])
     return float(low), float(high)
-
-
-def _json_number(value: float) -> float | None:
-    return None if math.isnan(value) else value

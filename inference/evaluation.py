@@ -10,7 +10,7 @@ from typing import TypeVar
 from tqdm import tqdm
 
 from iaunet.dataset import BINARY_CUT, MaskCoding, Problem
-from iaunet.discovery import MASK_SUFFIXES, list_image_files, natural_order
+from iaunet.discovery import MASK_SUFFIXES, composed, list_image_files, natural_order
 from iaunet.errors import DatasetError, FileError, PredictionError
 from iaunet.files import FORMATS, read_mask
 from iaunet.grouping import resolve_groups
@@ -226,12 +226,12 @@ def _masks_by_name(folder: Path) -> dict[str, Path]:
     """The masks below a folder by their names; those of one stem go by their names with ending instead."""
     by_stem = defaultdict(list)
     for path in list_image_files(folder):
-        stem = path.relative_to(folder).with_suffix("").as_posix()
+        stem = composed(path.relative_to(folder).with_suffix("").as_posix())
         by_stem[_MASK_SUFFIX.sub("", stem)].append(path)
     masks: dict[str, Path] = {}
     for stem, paths in by_stem.items():
         for path in paths:
-            name = stem if len(paths) == 1 else path.relative_to(folder).as_posix()
+            name = stem if len(paths) == 1 else composed(path.relative_to(folder).as_posix())
             if name in masks:
                 raise PredictionError(f"{path} and {masks[name]} have the same name: rename one of them")
             masks[name] = path

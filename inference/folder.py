@@ -1,6 +1,7 @@
 """Masks for a folder of images: names, files, what was done before, and a table of what came of each."""
 
 import csv
+import hashlib
 import io
 import logging
 from collections import Counter
@@ -15,7 +16,7 @@ from tqdm import tqdm
 
 from iaunet.discovery import list_image_files, natural_order
 from iaunet.errors import FileError, IaunetError, PredictionError
-from iaunet.files import FORMATS, is_image_file, read_image, read_mask, write_png
+from iaunet.files import FORMATS, is_image_file, read_bytes, read_image, read_made_from, read_mask, write_png
 from iaunet.inference.overlay import draw_overlay
 from iaunet.inference.predictor import Prediction, Predictor
 from iaunet.inference.runs import Run, choose_folds
@@ -95,10 +96,11 @@ def predict_folder(
     jobs = dict(zip(images, names, strict=True))
     with locked(output, "predicting"):
         _claim(output, model, names, options.overwrite)
-        work = _Work(predictor.plan, root, output, jobs, options)
+        work = _Work(predictor.plan, root, output, jobs, options, digest(model))
         for folder in {output, *(file.parent for path in images for file in work.files(path))}:
             remove_leftovers(folder)
-        kept = {path: outcome for path in images if (outcome := work.find(path)) is not None}
+        found = {} if options.overwrite else {path: work.find(path) for path in images}
+        kept = {path: outcome for path, outcome in found.items() if outcome is not None}
         outcomes = list(kept.values())
         waiting = [path for path in images if path not in kept]
         stream = predict_stream(predictor, waiting, work.load, work.finish)
@@ -160,29 +162,33 @@ class _Work:
     output: Path
     jobs: Mapping[Path, str]
     options: FolderOptions
+    model: str
 
     def load(self, path: Path) -> Input:
         return prepare_image(read_image(path).pixels, self.plan)
 
     def find(self, path: Path) -> Outcome | None:
-        """What came of an image before, if all its files are there and no older than the image and the record."""
+        """What came of an image before, if all its files say that this model made them from it."""
         files = self.files(path)
-        newest_source = max(file.stat().st_mtime_ns for file in (path, self.output / RECORD))
-        if not all(file.exists() and file.stat().st_mtime_ns >= newest_source for file in files):
+        if not files[0].exists():
             return None
         try:
+            made_from = self._made_from(path)
             labels = self.plan.coding.encode(read_mask(files[0]))
         except FileError:
+            return None
+        if any(read_made_from(file) != made_from for file in files):
             return None
         return self._outcome(path, "kept", labels)
 
     def finish(self, path: Path, prediction: Prediction) -> Outcome:
+        made_from = self._made_from(path)
         if self.options.overlay:
-            write_png(self._overlay(path), draw_overlay(read_image(path).pixels, prediction.labels))
+            write_png(self._overlay(path), draw_overlay(read_image(path).pixels, prediction.labels), made_from)
         if self.options.probabilities:
             for file, plane in zip(self._probabilities(path), prediction.probabilities, strict=True):
-                write_png(file, np.rint(plane * 65535).astype(np.uint16))
-        write_png(self.output / self.jobs[path], self.plan.coding.decode(prediction.labels))
+                write_png(file, np.rint(plane * 65535).astype(np.uint16), made_from)
+        write_png(self.output / self.jobs[path], self.plan.coding.decode(prediction.labels), made_from)
         return self._outcome(path, "done", prediction.labels)
 
     def files(self, path: Path) -> list[Path]:
@@ -190,6 +196,10 @@ class _Work:
         overlays = [self._overlay(path)] if self.options.overlay else []
         probabilities = self._probabilities(path) if self.options.probabilities else []
         return [self.output / self.jobs[path], *overlays, *probabilities]
+
+    def _made_from(self, path: Path) -> str:
+        """Names the image's bytes and the model."""
+        return f"{hashlib.sha256(read_bytes(path)).hexdigest()} {self.model}"
 
     def _overlay(self, path: Path) -> Path:
         return self.output / "overlays" / self.jobs[path]
@@ -212,7 +222,7 @@ def count_pixels(labels: NDArray[np.uint8], n_labels: int) -> tuple[int, ...]:
 
 
 def _claim(output: Path, model: Mapping[str, Any], names: Sequence[str], overwrite: bool) -> None:
-    """Make the output folder this model's. Masks older than its record are of other models and are not kept.
+    """Make the output folder this model's.
 
     Raises:
         PredictionError: It holds masks of another model, or files that no prediction made.

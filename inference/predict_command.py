@@ -58,6 +58,7 @@ def _run(arguments: argparse.Namespace) -> int:
     runs = choose_runs(folder, arguments.run)
     folds = arguments.folds
     if arguments.fast:
+        runs = runs[:1]
         folds = folds or [choose_folds(runs[0], None)[0].fold]
     list_inputs(arguments.input, arguments.output)  # so that a wrong path is told before the networks are loaded
     mirroring = False if arguments.no_mirroring or arguments.fast else None

@@ -93,9 +93,14 @@ class Predictor:
                     f"the run was trained with {name}, whose code would be run: give --network {name} if you trust it"
                 )
         for run in runs[1:]:
-            if run.record.plan.arrays_digest != plan.arrays_digest:
+            other = run.record.plan
+            if other.arrays_digest != plan.arrays_digest:
                 raise PredictionError(
                     f"{run.name} and {runs[0].name} were trained on other data or arrays: predict with one of them"
+                )
+            if (other.labels, other.inference) != (plan.labels, plan.inference):
+                raise PredictionError(
+                    f"{run.name} and {runs[0].name} differ in labels, thresholds or mirroring: predict with one"
                 )
         networks = []
         for run in runs:

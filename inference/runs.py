@@ -8,7 +8,7 @@ from pathlib import Path
 from iaunet.errors import PredictionError, TrainingError
 from iaunet.planners.plan import Plan
 from iaunet.records import load_record, to_json
-from iaunet.storage import read_json, write_json
+from iaunet.storage import file_digest, read_json, write_json
 from iaunet.workspace import DatasetFolder
 
 logger = logging.getLogger(__name__)
@@ -93,9 +93,18 @@ class FoldFolder:
         return self.summary_json.exists() and self.weights.exists()
 
     def weights_digest(self) -> str:
-        """The hash of the weights the summary was made with."""
+        """The hash of the weights.
+
+        Raises:
+            PredictionError: The weights are not those that were scored.
+        """
         summary = read_json(self.summary_json, PredictionError, "train this fold again")
-        return str(summary.get("weights_sha256", "")) if isinstance(summary, dict) else ""
+        found = file_digest(self.weights)
+        if not isinstance(summary, dict) or summary.get("weights_sha256") != found:
+            raise PredictionError(
+                f"{self.weights} is not the file that was scored: run iaunet_train with --val_only for this fold"
+            )
+        return found
 
 
 @dataclass(frozen=True)

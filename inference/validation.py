@@ -24,6 +24,7 @@ from iaunet.inference.scores import (
 )
 from iaunet.inference.stream import Input, predict_stream
 from iaunet.preprocessing.arrays import Arrays
+from iaunet.records import to_json
 from iaunet.storage import file_digest, write_json
 
 logger = logging.getLogger(__name__)
@@ -73,7 +74,7 @@ def summary_to_json(summary: ScoreSummary) -> dict[str, Any]:
         "n_cases": summary.n_cases,
         "n_groups": summary.n_groups,
         "sd_over": summary.sd_over,
-        "labels": {name: label.to_json() for name, label in summary.labels.items()},
+        "labels": to_json(summary.labels),
     }
 
 

@@ -176,6 +176,16 @@ def fingerprint_dataset(root: Path, cases: Sequence[Case], workers: int, skip_fa
     except FileError as fault:
         return Reading(None, None, (*problems, Problem.of(ALL_MASKS, fault)), faulty)
     sound = _measured_by(coding, tasks, sound, workers, foreground)
+    late = [measurement for measurement in sound if measurement.problems]
+    if late:
+        problems += [problem for measurement in late for problem in measurement.problems]
+        faulty |= {measurement.case for measurement in late}
+        if not skip_faulty:
+            return Reading(None, None, tuple(problems), faulty)
+        # the sums and the coding hold what is spoiled by now: measure the others as if it had never been there
+        others = [case for case in cases if case.name not in faulty]
+        again = fingerprint_dataset(root, others, workers, skip_faulty)
+        return dataclasses.replace(again, problems=(*problems, *again.problems), faulty=faulty | again.faulty)
     channels = max(m.channels for m in sound)
     fingerprint = _sum_up(
         sound,
@@ -300,7 +310,8 @@ def _sum_up(
 ) -> Fingerprint:
     names = [m.case for m in measurements]
     n_labels = len(coding.written)
-    near = near_duplicates(names, [m.thumbnail for m in measurements if m.thumbnail is not None])
+    thumbnails = {m.case: m.thumbnail for m in measurements if m.thumbnail is not None}
+    near = near_duplicates([*thumbnails], [*thumbnails.values()])
     kept = tuple(group for group in near if len(group) <= max(2, LARGEST_NEAR_SHARE * len(names)))
     return Fingerprint(
         channels=len(intensity),

@@ -96,13 +96,14 @@ def save_splits(splits: Splits, path: Path) -> None:
     write_json(path, to_json(splits))
 
 
-def find_split(splits: Splits, wish: str, names: Sequence[str]) -> Split:
+def find_split(splits: Splits, wish: str, names: Sequence[str], groups: Mapping[str, str]) -> Split:
     """The split a user asks for.
 
     Args:
         splits: The dataset's own.
         wish: A name among them, or a JSON file with a list of {"train": [...], "val": [...]}.
         names: The dataset's cases.
+        groups: The group of each case, empty when there are none.
 
     Raises:
         PlanError: It is neither, or the file names unknown cases, trains on what it holds out, or holds out twice.
@@ -117,7 +118,8 @@ def find_split(splits: Splits, wish: str, names: Sequence[str]) -> Split:
             f"split {wish!r} is not known: give {', '.join(splits.splits)} or a JSON file with a list of "
             '{"train": [...], "val": [...]}'
         )
-    return _parse_split_file(path, read_json(path, PlanError, "check the path"), set(names))
+    split = _parse_split_file(path, read_json(path, PlanError, "check the path"), set(names))
+    return dataclasses.replace(split, inflated=_shared_groups(split, groups))
 
 
 def _parse_split_file(path: Path, data: Any, known: set[str]) -> Split:
@@ -145,6 +147,15 @@ def _parse_split_file(path: Path, data: Any, known: set[str]) -> Split:
             raise PlanError(f"{path}: fold {i} holds {min(again)} out a second time: hold each case out once")
         folds.append(fold)
     return Split(name=path.stem, inflated="", folds=tuple(folds))
+
+
+def _shared_groups(split: Split, groups: Mapping[str, str]) -> str:
+    """Why the scores of a split are too good: groups that a fold both trains on and holds out."""
+    shared = set()
+    for fold in split.folds:
+        shared |= {groups.get(name) for name in fold.train} & {groups.get(name) for name in fold.validation}
+    n = len(shared - {None})
+    return f"inflated: {n} groups are spread over training and validation" if n else ""
 
 
 def _require_enough(n: int, n_folds: int, what: str) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from iaunet.dataset import MaskCoding
 from iaunet.errors import NetworkError, PlanError
-from iaunet.networks import build_network, check_network
+from iaunet.networks import DEPTHS, build_network, check_network
 from iaunet.planners.recipes import Recipe
 from iaunet.records import FieldError, from_json, require, to_json
 from iaunet.storage import digest, read_json, write_json
@@ -57,7 +57,8 @@ class NetworkPlan:
 
     def __post_init__(self) -> None:
         require(1 <= self.width <= 1024, "width", self.width, "a whole number from 1 to 1024")
-        require(2 <= self.depth <= 8, "depth", self.depth, "a whole number from 2 to 8")
+        allowed = f"a whole number from {DEPTHS[0]} to {DEPTHS[-1]}"
+        require(self.depth in DEPTHS, "depth", self.depth, allowed)
         if ":" in self.name:  # a stranger's code runs only when it is built, never to check a file
             return
         try:
@@ -82,7 +83,8 @@ class InferencePlan:
 class Plan:
     """What training and inference must agree on.
 
-    Sizes are (height, width) in pixels. ``fingerprint`` is the digest of the data it was made for. ``why`` explains
+    Sizes are (height, width) in pixels. ``depth`` is the pixel type of the image files (numpy's name).
+    ``fingerprint`` is the digest of the data it was made for. ``why`` explains
     a field's choice by the figures behind it, ``warnings`` tells what to keep in mind. ``planned`` is the digest of
     the plan as the planner made it: a plan edited by hand no longer has it.
     """
@@ -92,6 +94,7 @@ class Plan:
     dataset: str
     fingerprint: str
     channels: int
+    depth: str
     labels: tuple[str, ...]
     coding: MaskCoding
     input_mode: Literal["resize", "letterbox"]
@@ -130,14 +133,18 @@ class Plan:
     @cached_property
     def arrays_digest(self) -> str:
         """Names what the preprocessed arrays depend on."""
-        fields = ("fingerprint", "channels", "coding", "input_mode", "input_size", "normalisation")
+        fields = ("fingerprint", "channels", "depth", "coding", "input_mode", "input_size", "normalisation")
         return digest({name: to_json(getattr(self, name)) for name in fields})
 
 
+def decisions(plan: Plan) -> dict[str, Any]:
+    """All that a plan decides, as plain values; explanations are left out."""
+    return {name: value for name, value in to_json(plan).items() if name not in ("planned", "why", "warnings")}
+
+
 def content_digest(plan: Plan) -> str:
-    """The digest of all that a plan decides; explanations are left out."""
-    content = to_json(plan)
-    return digest({key: content[key] for key in content if key not in ("planned", "why", "warnings")})
+    """The digest of what a plan decides."""
+    return digest(decisions(plan))
 
 
 def parse_plan(data: Any) -> Plan:

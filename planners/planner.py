@@ -2,18 +2,17 @@
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Literal
 
 from iaunet.dataset import Dataset
 from iaunet.errors import PlanError
 from iaunet.planners import rules
 from iaunet.planners.fingerprint import INPUT_SIZE, Fingerprint
-from iaunet.planners.plan import InferencePlan, NetworkPlan, Plan, content_digest
+from iaunet.planners.plan import InferencePlan, NetworkPlan, Normalisation, Plan, content_digest
 from iaunet.planners.recipes import RECIPES, Recipe
 from iaunet.planners.rules import Choice
 
-USUAL_WIDTH, NARROW = 64, 16
-MANY_KEYS, FEW_KEYS = 1024, 256
-"""Keys of the spatial attention; on a CPU 1024 cost a network of width 8 most of its time."""
+USUAL_WIDTH = 64
 
 NO_GROUPS = "no groups: optimistic if images share patients"
 
@@ -23,26 +22,33 @@ class AutoPlanner:
 
     name = "auto"
 
-    def plan(self, dataset: Dataset, fingerprint: Fingerprint, width: int | None = None) -> Plan:
+    def plan(
+        self,
+        dataset: Dataset,
+        fingerprint: Fingerprint,
+        width: int | None = None,
+        missing_splits: Mapping[str, str] | None = None,
+    ) -> Plan:
         """Decide everything.
 
         Args:
             dataset: What was understood of the raw data.
             fingerprint: What was measured on it.
             width: Channels of the network's first stage, when the user wishes others than the planner's.
+            missing_splits: The splits that could not be made, with the reason.
         """
-        mode = rules.choose_input_mode(fingerprint, self.choose_input_size())
-        normalisation = rules.choose_normalisation(fingerprint)
+        mode = self.choose_input_mode(fingerprint)
+        normalisation = self.choose_normalisation(fingerprint)
         network = self.choose_network(width)
         recipe = self.choose_recipe(fingerprint)
         inference = self.choose_inference(fingerprint)
-        n_groups = len(set(dataset.groups.values()))
-        split = rules.choose_split(fingerprint, n_groups, len(dataset.cases))
+        split = self.choose_split(dataset, fingerprint, missing_splits or {})
         plan = Plan(
             planner=self.name,
             dataset=dataset.name,
             fingerprint=fingerprint.digest,
             channels=fingerprint.channels,
+            depth=fingerprint.depth,
             labels=dataset.labels,
             coding=dataset.coding,
             input_mode=mode.value,
@@ -68,10 +74,25 @@ class AutoPlanner:
         """(height, width) of the network's input: the paper's."""
         return INPUT_SIZE
 
+    def choose_input_mode(self, fingerprint: Fingerprint) -> Choice[Literal["resize", "letterbox"]]:
+        """Stretched or with its aspect kept."""
+        return rules.choose_input_mode(fingerprint, self.choose_input_size())
+
+    def choose_normalisation(self, fingerprint: Fingerprint) -> Choice[Normalisation]:
+        """By the dataset's statistics or by each image's own."""
+        return rules.choose_normalisation(fingerprint)
+
+    def choose_split(
+        self, dataset: Dataset, fingerprint: Fingerprint, missing: Mapping[str, str]
+    ) -> Choice[Literal["random", "grouped"]]:
+        """Which folds are trained on unless the user says otherwise."""
+        n_groups = len(set(dataset.groups.values()))
+        return rules.choose_split(fingerprint, n_groups, len(dataset.cases), missing.get("grouped"))
+
     def choose_network(self, width: int | None) -> Choice[NetworkPlan]:
         """The integrated attention network in its full-resolution variant."""
         width = USUAL_WIDTH if width is None else width
-        max_keys = FEW_KEYS if width <= NARROW else MANY_KEYS
+        max_keys = rules.choose_max_keys(width)
         options: dict[str, str | int | float | bool | None] = {
             "variant": "fullres",
             "spatial_attention": "mean",
@@ -84,8 +105,8 @@ class AutoPlanner:
         )
         if width != USUAL_WIDTH:
             why += f"; width {width} as asked instead of {USUAL_WIDTH}"
-        if width <= NARROW:
-            why += f", and so narrow a network would spend most of its time on {MANY_KEYS} keys"
+        if max_keys != rules.MANY_KEYS:
+            why += f", and so narrow a network would spend most of its time on {rules.MANY_KEYS} keys"
         return Choice(NetworkPlan(name="iaunet", width=width, depth=5, options=options), why)
 
     def choose_recipe(self, fingerprint: Fingerprint) -> Choice[Recipe]:

@@ -49,9 +49,10 @@ class Augmentation:
         for name in ("brightness", "scaling", "gamma", "contrast", "elastic_sigma"):
             low = getattr(self, name)[0]
             require(low > 0, name, getattr(self, name), "values above 0")
-        for name in ("scaling", "gamma", "contrast"):  # batchgenerators draws below and above 1 apart
-            low, high = getattr(self, name)
-            require(low <= 1 <= high, name, (low, high), "a range around 1")
+        # batchgenerators would widen the others to 1
+        require(self.scaling[0] <= 1, "scaling", self.scaling, "a range that begins at 1 or below")
+        for name in ("gamma", "contrast"):
+            require(getattr(self, name)[1] >= 1, name, getattr(self, name), "a range that ends at 1 or above")
         for name in ("noise_sd", "blur_sigma", "elastic_alpha"):
             require(getattr(self, name)[0] >= 0, name, getattr(self, name), "values of 0 or more")
         mirror = self.mirror_probability

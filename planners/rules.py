@@ -16,6 +16,10 @@ LEAST_WIDTH = 3.0
 MOST_STRETCH = 2.0
 GOAL_STEPS = 20_000
 FEWEST_EPOCHS, MOST_EPOCHS = 100, 500
+NARROW = 16
+MANY_KEYS, FEW_KEYS = 1024, 256
+"""On a CPU, 1024 keys cost a network of width 8 most of its time."""
+
 NORMALISING_PERCENTILES = (0.5, 99.5)
 
 
@@ -84,13 +88,29 @@ def choose_epochs(fingerprint: Fingerprint, batch_size: int) -> Choice[int]:
     return Choice(epochs, why)
 
 
-def choose_split(fingerprint: Fingerprint, n_groups: int, n_cases: int) -> Choice[Literal["random", "grouped"]]:
-    """Folds that keep groups and near duplicates together, when there are any."""
+def choose_split(
+    fingerprint: Fingerprint, n_groups: int, n_cases: int, missing: str | None = None
+) -> Choice[Literal["random", "grouped"]]:
+    """Folds that keep groups and near duplicates together, when there are any and such folds can be made.
+
+    Args:
+        fingerprint: Of the dataset.
+        n_groups: Groups that are known, 0 without.
+        n_cases: Cases of the dataset.
+        missing: Why there are no grouped folds, None if there are.
+    """
     n_near = sum(map(len, fingerprint.near_duplicates))
-    if n_groups or n_near:
-        why = f"{n_groups} groups among {n_cases} cases, {n_near} cases nearly equal to another: kept in one fold"
-        return Choice("grouped", why)
-    return Choice("random", "no groups and no near duplicates are known")
+    if not n_groups and not n_near:
+        return Choice("random", "no groups and no near duplicates are known")
+    why = f"{n_groups} groups among {n_cases} cases, {n_near} cases nearly equal to another"
+    if missing:
+        return Choice("random", f"{why}, but {missing}")
+    return Choice("grouped", f"{why}: kept in one fold")
+
+
+def choose_max_keys(width: int) -> int:
+    """Keys of the spatial attention: so narrow a network would spend most of its time on many."""
+    return FEW_KEYS if width <= NARROW else MANY_KEYS
 
 
 def _by(size: object) -> str:

@@ -4,6 +4,7 @@ They are filled in a folder beside their own, which is renamed when every row is
 or not there at all.
 """
 
+import errno
 import logging
 import math
 import os
@@ -20,7 +21,7 @@ from iaunet.errors import FileError, PreprocessingError, WorkspaceError
 from iaunet.files import read_mask
 from iaunet.preprocessing.geometry import Geometry
 from iaunet.records import load_record, to_json
-from iaunet.storage import TEMPORARY_SUFFIX, make_folder, naming_disk_faults, write_json
+from iaunet.storage import TEMPORARY_SUFFIX, make_folder, naming_disk_faults, sync_folder, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -162,6 +163,7 @@ class PartialArrays:
         if self.target.exists():
             self.target.rename(old)
         self.folder.rename(self.target)
+        sync_folder(self.target.parent)
         remove_leftovers(self.target)
 
     def _can_be_continued(self) -> bool:
@@ -245,13 +247,24 @@ def _allocate_array(path: Path, shape: tuple[int, ...], dtype: np.dtype[np.gener
     n_bytes = math.prod(shape) * dtype.itemsize
     with path.open("wb") as file:
         np.lib.format.write_array_header_1_0(file, header)
-        start = file.tell()
         file.flush()
-        if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(file.fileno(), start, n_bytes)
-        else:
+        if not _reserve(file, n_bytes):
             _write_zeros(file, n_bytes)
+            file.flush()
         os.fsync(file.fileno())
+
+
+def _reserve(file: BinaryIO, n_bytes: int) -> bool:
+    """Have the system take the space from here on, where it and the file system can."""
+    if not hasattr(os, "posix_fallocate"):
+        return False
+    try:
+        os.posix_fallocate(file.fileno(), file.tell(), n_bytes)
+    except OSError as fault:
+        if fault.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
+            raise
+        return False
+    return True
 
 
 def _write_zeros(file: BinaryIO, n_bytes: int) -> None:

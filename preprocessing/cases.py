@@ -3,6 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
+from iaunet.errors import FileError
 from iaunet.files import to_channels
 from iaunet.planners.plan import Plan
 from iaunet.preprocessing.geometry import Geometry
@@ -23,8 +24,10 @@ def prepare_image(pixels: NDArray[np.generic], plan: Plan) -> tuple[NDArray[np.f
         The input [channels, *input_size], normalised, padding 0; and how to take a prediction back.
 
     Raises:
-        FileError: The image's channels cannot be brought to the plan's.
+        FileError: The image's channels cannot be brought to the plan's, or its pixels are of another type.
     """
+    if str(pixels.dtype) != plan.depth:
+        raise FileError(f"pixels are {pixels.dtype}, those of the data set {plan.depth}", f"convert it to {plan.depth}")
     image = to_channels(pixels, plan.channels)
     geometry = Geometry.of(plan.input_mode, (image.shape[1], image.shape[2]), plan.input_size)
     normalised = Normaliser.of(plan.normalisation, image).apply(geometry.resize_image(image))

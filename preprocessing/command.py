@@ -24,7 +24,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = command_parser(
         "iaunet_plan_and_preprocess",
         "Read and check folders of images and masks, decide how to train on them, and preprocess them. The raw "
-        "folders are only read.",
+        "folders are only read. What is said here is remembered when the same data set is planned again.",
     )
     parser.add_argument("datasets", nargs="+", metavar="DATASET", help="a folder with raw data, or a known name")
     parser.add_argument("--images", type=Path, metavar="DIR", help="the images, if not found by themselves")
@@ -32,15 +32,13 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--mask_suffix",
         action="append",
-        default=[],
         metavar="TEXT",
         help="what ends a mask's name beyond its image's (besides _mask, _masks, _seg, _segmentation)",
     )
     parser.add_argument(
         "--missing_mask",
         choices=("error", "empty", "skip"),
-        default="error",
-        help="what an image without mask is: a fault, an image without foreground, or left out",
+        help="what an image without mask is: a fault (default), an image without foreground, or left out",
     )
     parser.add_argument(
         "--groups",
@@ -48,10 +46,13 @@ def build_parser() -> argparse.ArgumentParser:
         help="which cases share a patient or video: a table of case and group, a regular expression whose first "
         "group in the case's name it is, the folders, or none (default: proposed from folders and names)",
     )
-    parser.add_argument("--skip_faulty", action="store_true", help="leave out cases whose files have faults")
-    parser.add_argument("--planner", default="auto", metavar="auto|paper", help="who decides")
+    parser.add_argument(
+        "--skip_faulty", action="store_true", default=None, help="leave out cases whose files have faults"
+    )
+    parser.add_argument("--no_skip_faulty", dest="skip_faulty", action="store_false", help="stop at faults again")
+    parser.add_argument("--planner", metavar="auto|paper", help="who decides (default: auto)")
     parser.add_argument("--width", type=int, metavar="N", help="channels of the network's first stage")
-    parser.add_argument("--folds", type=int, default=5, metavar="N", help="folds of each split")
+    parser.add_argument("--folds", type=int, metavar="N", help="folds of each split (default: 5)")
     parser.add_argument("--dataset_name", metavar="NAME", help="its name in the workspace (default: the folder's)")
     parser.add_argument("--workers", type=int, default=default_workers(), metavar="N", help="processes")
     parser.add_argument("--replan", action="store_true", help="make a new plan even if plan.json was edited")
@@ -67,7 +68,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from iaunet.dataset import Source
     from iaunet.errors import DatasetError
     from iaunet.planners.planner import find_planner
     from iaunet.preprocessing.preparation import Preparation, locate_dataset, prepare_dataset
@@ -77,19 +77,19 @@ def _run(arguments: argparse.Namespace) -> int:
     if len(arguments.datasets) > 1 and (arguments.dataset_name or arguments.images):
         raise DatasetError("--dataset_name and --images are for one data set at a time")
     workspace = open_workspace(getattr(arguments, "workspace", None), os.environ)
-    source = Source(
-        root="",
-        images=_absolute(arguments.images),
-        masks=_absolute(arguments.masks),
-        mask_suffixes=tuple(arguments.mask_suffix),
-        missing_mask=arguments.missing_mask,
-        groups=_absolute_table(arguments.groups),
-        skip_faulty=arguments.skip_faulty,
-    )
+    given = {
+        "images": _absolute(arguments.images),
+        "masks": _absolute(arguments.masks),
+        "mask_suffixes": tuple(arguments.mask_suffix) if arguments.mask_suffix else None,
+        "missing_mask": arguments.missing_mask,
+        "groups": _absolute_table(arguments.groups),
+        "skip_faulty": arguments.skip_faulty,
+        "planner": arguments.planner and find_planner(arguments.planner).name,
+        "width": arguments.width,
+        "n_folds": arguments.folds,
+    }
+    said = {name: value for name, value in given.items() if value is not None}
     wish = Preparation(
-        planner=find_planner(arguments.planner),
-        width=arguments.width,
-        n_folds=arguments.folds,
         workers=max(1, arguments.workers),
         replan=arguments.replan,
         verify_only=arguments.verify_only,
@@ -97,12 +97,12 @@ def _run(arguments: argparse.Namespace) -> int:
     )
     with terminating_like_interrupt():
         for dataset in arguments.datasets:
-            folder, found = locate_dataset(workspace, dataset, source, arguments.dataset_name)
+            folder, found = locate_dataset(workspace, dataset, said, arguments.dataset_name)
             prepared = prepare_dataset(folder, found, wish)
             for line in describe(prepared):
                 logger.info("%s", line)
             if prepared.plan is not None:
-                logger.info("%s", _estimate_time(prepared.plan, len(prepared.dataset.cases), wish.n_folds))
+                logger.info("%s", _estimate_time(prepared.plan, len(prepared.dataset.cases), found.n_folds))
     return ALL_DONE
 
 

@@ -5,22 +5,23 @@ import dataclasses
 import io
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from iaunet.dataset import Dataset, Problem, Source
 from iaunet.discovery import discover_cases
 from iaunet.errors import DatasetError, IaunetError, PlanError, WorkspaceError
 from iaunet.grouping import resolve_groups
 from iaunet.planners.fingerprint import Fingerprint, fingerprint_dataset
-from iaunet.planners.folds import N_FOLDS, Splits, load_splits, make_splits, save_splits
+from iaunet.planners.folds import Splits, load_splits, make_splits, save_splits
 from iaunet.planners.mask_values import ALL_MASKS
-from iaunet.planners.plan import Plan, load_plan, save_plan
-from iaunet.planners.planner import AutoPlanner
+from iaunet.planners.plan import Plan, decisions, load_plan, save_plan
+from iaunet.planners.planner import AutoPlanner, find_planner
 from iaunet.preprocessing.arrays import Index
 from iaunet.preprocessing.preprocess import preprocess
-from iaunet.records import to_json
+from iaunet.records import differences, to_json
 from iaunet.storage import remove_leftovers, write_json, write_text
 from iaunet.workspace import DatasetFolder, Workspace, is_path, locked
 
@@ -31,16 +32,13 @@ MOST_PROBLEMS_SHOWN = 20
 
 @dataclass(frozen=True, kw_only=True)
 class Preparation:
-    """How to prepare a dataset.
+    """How far to go, this time.
 
-    ``planner`` and ``width`` go to the plan, ``n_folds`` to the splits. ``replan`` throws away what was edited in
-    plan.json. ``verify_only`` ends after reading, ``dry_run`` after planning; neither writes more than
-    problems.csv.
+    ``planner`` decides instead of the one the source names. ``replan`` throws away what was edited in plan.json.
+    ``verify_only`` ends after reading, ``dry_run`` after planning; neither writes more than problems.csv.
     """
 
-    planner: AutoPlanner = dataclasses.field(default_factory=AutoPlanner)
-    width: int | None = None
-    n_folds: int = N_FOLDS
+    planner: AutoPlanner | None = None
     workers: int = 1
     replan: bool = False
     verify_only: bool = False
@@ -60,14 +58,14 @@ class Prepared:
 
 
 def locate_dataset(
-    workspace: Workspace, dataset: str, source: Source, name: str | None
+    workspace: Workspace, dataset: str, said: Mapping[str, Any], name: str | None
 ) -> tuple[DatasetFolder, Source]:
     """Find where a dataset is kept and where its raw data lie.
 
     Args:
         workspace: Where datasets are kept.
         dataset: A folder with raw data, or a name the workspace knows.
-        source: How the user says to read it; its root is ignored.
+        said: Fields of `Source` that the user gives now; those given when it was planned before are remembered.
         name: The dataset's name in the workspace, None for the folder's own.
 
     Raises:
@@ -76,17 +74,27 @@ def locate_dataset(
     """
     if not is_path(dataset) and (dataset in workspace.names() or not Path(dataset).is_dir()):
         folder = workspace.find(dataset)
-        return folder, _updated(folder.load_dataset().source, source)
+        return folder, dataclasses.replace(folder.load_dataset().source, **said)
     root = Path(dataset).resolve()
     folder = workspace.folder(_valid_name(name or root.name))
-    if folder.dataset_json.exists():
-        before = folder.load_dataset().source.root
-        if before != str(root):
-            raise WorkspaceError(
-                f"the workspace already has a data set {folder.name} from {before}: "
-                "give this one another name with --dataset_name"
-            )
-    return folder, dataclasses.replace(source, root=str(root))
+    before = _source_before(folder)
+    if before is None:
+        return folder, Source(root=str(root), **said)
+    if before.root != str(root) and Path(before.root).exists():
+        raise WorkspaceError(
+            f"the workspace already has a data set {folder.name} from {before.root}: "
+            "give this one another name with --dataset_name"
+        )
+    return folder, dataclasses.replace(before, root=str(root), **said)
+
+
+def _source_before(folder: DatasetFolder) -> Source | None:
+    """What the user said when the dataset was planned before, None if it was not or cannot be read any more."""
+    try:
+        return folder.load_dataset().source if folder.dataset_json.exists() else None
+    except WorkspaceError as fault:
+        logger.info("planned anew: %s", fault)
+        return None
 
 
 def prepare_dataset(folder: DatasetFolder, source: Source, wish: Preparation) -> Prepared:
@@ -135,10 +143,13 @@ def prepare_dataset(folder: DatasetFolder, source: Source, wish: Preparation) ->
 def _plan_and_preprocess(
     folder: DatasetFolder, dataset: Dataset, fingerprint: Fingerprint, wish: Preparation
 ) -> Prepared:
-    plan = wish.planner.plan(dataset, fingerprint, wish.width)
-    splits = make_splits(fingerprint, dataset.groups, wish.n_folds, _known_folds(folder, dataset, wish.n_folds))
+    source = dataset.source
+    splits = make_splits(fingerprint, dataset.groups, source.n_folds, _known_folds(folder, dataset, source.n_folds))
+    planner = wish.planner or find_planner(source.planner)
+    plan = planner.plan(dataset, fingerprint, source.width, splits.missing)
     if not wish.replan:
         plan = _edited_plan(folder, fingerprint) or plan
+    _tell_changes(folder, plan)
     if wish.dry_run:
         return Prepared(folder, dataset, fingerprint, plan, splits, None)
     write_json(folder.fingerprint_json, to_json(fingerprint))
@@ -169,6 +180,17 @@ def _edited_plan(folder: DatasetFolder, fingerprint: Fingerprint) -> Plan | None
     return plan
 
 
+def _tell_changes(folder: DatasetFolder, plan: Plan) -> None:
+    """Say what becomes different when a plan is replaced; its runs will not be gone on with."""
+    try:
+        before = load_plan(folder.plan_json)
+    except PlanError:
+        return  # none yet, or one that is being thrown away since it cannot be read
+    changed = differences(decisions(before), decisions(plan))
+    if changed:
+        logger.info("the plan changes: %s", "; ".join(changed))
+
+
 def _known_folds(folder: DatasetFolder, dataset: Dataset, n_folds: int) -> dict[str, list[tuple[str, ...]]] | None:
     """The folds of an earlier planning, so that known cases keep theirs; not if their groups have changed."""
     if not (folder.splits_json.exists() and folder.dataset_json.exists()):
@@ -188,17 +210,6 @@ def _known_folds(folder: DatasetFolder, dataset: Dataset, n_folds: int) -> dict[
         for name, split in splits.splits.items()
         if len(split.folds) == n_folds and (kept or name == "random")
     }
-
-
-def _updated(before: Source, wish: Source) -> Source:
-    """An earlier source with what the user now says otherwise."""
-    default = Source(root="")
-    changed = {
-        field.name: getattr(wish, field.name)
-        for field in dataclasses.fields(Source)
-        if field.name != "root" and getattr(wish, field.name) != getattr(default, field.name)
-    }
-    return dataclasses.replace(before, **changed)
 
 
 def _valid_name(name: str) -> str:

@@ -6,7 +6,6 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from iaunet.dataset import Source
 from iaunet.discovery import list_image_files
 from iaunet.errors import WorkspaceError
 from iaunet.files import read_image, read_mask, write_png
@@ -104,7 +103,7 @@ def run_demo(options: DemoOptions) -> Evaluation:
 
 def _prepare(output: Path, options: DemoOptions) -> DatasetFolder:
     workspace = Workspace(output / "workspace")
-    folder, source = locate_dataset(workspace, str(output / "dataset"), Source(root=""), DATASET)
+    folder, source = locate_dataset(workspace, str(output / "dataset"), {}, DATASET)
     wish = Preparation(planner=DemoPlanner(options.epochs), workers=options.workers)
     for line in describe(prepare_dataset(folder, source, wish)):
         logger.info("%s", line)

@@ -389,7 +389,8 @@ class Trainer:
         cases = sorted({self.arrays.index.rows[row].case for row in batch.rows})
         raise TrainingError(
             f"the {name} is {value} in epoch {self.epoch + 1}, step {self.step + 1}, with the cases "
-            f"{', '.join(cases)}: look at these, or lower --lr; the last checkpoint is kept"
+            f"{', '.join(cases)}: look at these, or begin another run with --name and a lower --lr; the last "
+            "checkpoint is kept"
         )
 
     def _halve_micro_batch(self, fault: RuntimeError) -> None:

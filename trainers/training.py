@@ -3,7 +3,6 @@
 import dataclasses
 import logging
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,10 +17,11 @@ from iaunet.inference.predictor import Predictor
 from iaunet.inference.runs import ALL_CASES, FoldFolder, Run, RunRecord
 from iaunet.inference.validation import describe_scores, summarise_run, validate_fold, write_summary
 from iaunet.planners.folds import Fold, Split, find_split, load_splits
-from iaunet.planners.plan import NetworkPlan, Plan, build_planned_network, load_plan
+from iaunet.planners.plan import NetworkPlan, Plan, build_planned_network, decisions, load_plan
 from iaunet.planners.recipes import find_recipe
+from iaunet.planners.rules import choose_max_keys
 from iaunet.preprocessing.arrays import open_arrays
-from iaunet.records import require, to_json
+from iaunet.records import differences, require, to_json
 from iaunet.storage import digest, file_digest, make_folder
 from iaunet.trainers.memory import find_micro_batch
 from iaunet.trainers.trainer import FoldSetup, Trainer, library_versions
@@ -116,8 +116,8 @@ class _Session:
         self.plan = resolve_plan(load_plan(folder.plan_json), options)
         names = [case.name for case in self.dataset.cases]
         wish = options.split or self.plan.split
-        self.split: Split = find_split(load_splits(folder.splits_json), wish, names)
-        self.arrays = open_arrays(folder.preprocessed, self.plan.arrays_digest)
+        self.split: Split = find_split(load_splits(folder.splits_json), wish, names, self.dataset.groups)
+        open_arrays(folder.preprocessed, self.plan.arrays_digest)  # so that what is missing is told first
         default_name = f"{self.plan.network.name.rpartition(':')[2]}-{self.plan.recipe.name}-{self.split.name}"
         self.run = Run(folder.runs / _valid_name(default_name if options.name is None else options.name))
 
@@ -211,7 +211,9 @@ class _Session:
         network = build_planned_network(record.plan)
         load_weights(fold.weights, network)
         predictor = Predictor(record.plan, [network], self.device)
-        summary = validate_fold(predictor, fold, self.dataset, self.arrays, cases.validation, notes)
+        # opened anew: somebody may have planned again while this fold was trained
+        arrays = open_arrays(self.folder.preprocessed, self.plan.arrays_digest)
+        summary = validate_fold(predictor, fold, self.dataset, arrays, cases.validation, notes)
         logger.info("fold %s: %s", fold.fold, fold.root)
         for line in describe_scores(summary, self.split.inflated):
             logger.info("%s", line)
@@ -258,7 +260,15 @@ class _Session:
             hours=self.options.hours,
             weights_sha256=self._weights_digest(),
         )
+        if record.plan.fingerprint != self.plan.fingerprint:
+            raise TrainingError(
+                f"the images or masks of {self.folder.name} have changed since {self.run.root} was begun: "
+                "--restart puts it aside and begins anew, --name begins another run beside it"
+            )
         changed = differences(settings(record), settings(wished))
+        memory = record.overrides.get("memory_gb")
+        if self.options.memory_gb not in (None, memory):
+            changed.append(f"memory: {memory} -> {self.options.memory_gb}")
         if changed:
             raise TrainingError(
                 f"{self.run.root} was begun with other settings ({'; '.join(changed)}): give the same settings to go "
@@ -291,7 +301,7 @@ def resolve_plan(plan: Plan, options: TrainingOptions) -> Plan:
             "if you trust it"
         )
     if options.width is not None:
-        network = dataclasses.replace(network, width=options.width)
+        network = _widened(network, options.width)
     recipe = plan.recipe
     if options.recipe is not None and options.recipe != recipe.name:
         recipe = find_recipe(options.recipe)
@@ -302,21 +312,18 @@ def resolve_plan(plan: Plan, options: TrainingOptions) -> Plan:
     return dataclasses.replace(plan, network=network, recipe=recipe, why=why)
 
 
+def _widened(network: NetworkPlan, width: int) -> NetworkPlan:
+    """The network with another width, and with the keys a planner gives to that width unless they were edited."""
+    options = dict(network.options)
+    if options.get("max_keys") == choose_max_keys(network.width):
+        options["max_keys"] = choose_max_keys(width)
+    return dataclasses.replace(network, width=width, options=options)
+
+
 def settings(record: RunRecord) -> dict[str, Any]:
     """What must be the same for a run to be gone on with."""
-    plan = {name: value for name, value in to_json(record.plan).items() if name not in ("why", "warnings", "planned")}
     names = ("split", "split_digest", "seed", "hours", "weights_sha256")
-    return {"plan": plan, **{name: getattr(record, name) for name in names}}
-
-
-def differences(before: Any, now: Any, name: str = "") -> list[str]:
-    """The fields in which two nested values differ, as ``field: before -> now``."""
-    if isinstance(before, Mapping) and isinstance(now, Mapping):
-        found = []
-        for key in dict.fromkeys((*before, *now)):
-            found += differences(before.get(key), now.get(key), f"{name}.{key}" if name else str(key))
-        return found
-    return [] if before == now else [f"{name}: {before} -> {now}"]
+    return {"plan": decisions(record.plan), **{name: getattr(record, name) for name in names}}
 
 
 def _put_aside(run: Run) -> None:

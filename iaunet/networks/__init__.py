@@ -15,6 +15,7 @@ NETWORKS = {
     "iaunet": "iaunet.networks.iaunet:build_iaunet",
     "unet": "iaunet.networks.unet:build_unet",
 }
+DEPTHS = range(3, 7)  # the numbers of stages a network can have
 SIZES = ("channels", "labels", "width", "depth")  # what every builder takes; all else is an option of its own
 
 

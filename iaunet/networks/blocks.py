@@ -8,8 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from iaunet.errors import NetworkError
-
-DEPTHS = range(3, 7)
+from iaunet.networks import DEPTHS
 
 
 def check_sizes(channels: int, labels: int, width: int, depth: int) -> None:

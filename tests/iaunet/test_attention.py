@@ -42,8 +42,7 @@ def numpy_conv_norm_relu(x, values, prefix):
     windows = np.lib.stride_tricks.sliding_window_view(padded, weight.shape[-2:], axis=(2, 3))
     convolved = np.einsum("bihwkl,oikl->bohw", windows, weight)
     mean, variance, scale, shift = (
-        values[f"{prefix}.1.{name}"][:, None, None]
-        for name in ("running_mean", "running_var", "weight", "bias")
+        values[f"{prefix}.1.{name}"][:, None, None] for name in ("running_mean", "running_var", "weight", "bias")
     )
     return np.maximum((convolved - mean) / np.sqrt(variance + 1e-5) * scale + shift, 0)
 
@@ -246,9 +245,7 @@ def test_an_exported_module_holds_the_plain_formula_for_any_batch():
     exported = torch.export.export(module, (torch.rand(2, 4, 64, 64),), dynamic_shapes=batch)
     x = torch.rand(3, 4, 64, 64)
 
-    products = [
-        node for node in exported.graph.nodes if "bmm" in str(node.target) or "matmul" in str(node.target)
-    ]
+    products = [node for node in exported.graph.nodes if "bmm" in str(node.target) or "matmul" in str(node.target)]
     assert len(products) == 2
     torch.testing.assert_close(exported.module()(x), module(x))
 

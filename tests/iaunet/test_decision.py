@@ -33,9 +33,7 @@ def test_among_labels_that_reach_their_threshold_the_most_probable_wins(data, pr
 
     mask = decide(probabilities, thresholds)
 
-    by_hand = [
-        [decide_by_hand(pixel, thresholds) for pixel in row] for row in probabilities.transpose(1, 2, 0)
-    ]
+    by_hand = [[decide_by_hand(pixel, thresholds) for pixel in row] for row in probabilities.transpose(1, 2, 0)]
     assert mask.dtype == np.uint8
     np.testing.assert_array_equal(mask, by_hand)
 

@@ -1,4 +1,6 @@
 import os
+import sys
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -225,3 +227,29 @@ def test_a_folder_that_may_not_be_read_is_named_and_not_passed_over(tmp_path, mo
             list_image_files(Path())
     finally:
         os.seteuid(user)
+
+
+@pytest.mark.skipif(sys.platform in ("darwin", "win32"), reason="file names are always text on this system")
+def test_an_image_whose_name_is_not_utf8_is_named_printably(tmp_path, discover):
+    discover("images/ä.png", "masks/ä.png")
+    (tmp_path / "images" / os.fsdecode(b"caf\xe9.txt")).touch()
+    assert list_image_files(tmp_path / "images") == [tmp_path / "images" / "ä.png"]
+    (tmp_path / "images" / os.fsdecode(b"caf\xe9.png")).touch()
+
+    for find in (discover, lambda: list_image_files(tmp_path)):
+        with pytest.raises(DatasetError, match=r"caf\\udce9\.png has a name that is not UTF-8: rename it") as fault:
+            find()
+        assert str(fault.value).isprintable()
+
+
+@pytest.mark.parametrize("forms", [("NFD", "NFC"), ("NFC", "NFD")])
+def test_an_accent_may_be_written_in_two_ways(discover, forms):
+    image, mask = (
+        unicodedata.normalize(form, file)
+        for form, file in zip(forms, ("images/P é/ä.png", "masks/P é/ä_größe.png"), strict=True)
+    )
+
+    discovery = discover(image, mask, mask_suffixes=[unicodedata.normalize("NFD", "_größe")])
+
+    assert pairs(discovery) == {unicodedata.normalize("NFC", "P é/ä"): (image, mask)}
+    assert not discovery.problems

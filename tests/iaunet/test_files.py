@@ -174,14 +174,48 @@ def test_a_mask_that_is_no_map_of_numbers_is_refused(data, message):
         decode_mask(data)
 
 
-def bomb(side):
-    """A PNG whose header tells of a square of this side, and which holds next to nothing."""
+def png(size, depth, colour_type, content):
+    """A PNG built by hand: what its header tells, and the bytes of its rows."""
 
     def chunk(kind, content):
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
-    header = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", *size[::-1], depth, colour_type, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(content)) + chunk(b"IEND", b"")
+
+
+def bomb(side):
+    """A PNG whose header tells of a square of this side, and which holds next to nothing."""
+    return png((side, side), 8, 0, b"")
+
+
+def deep_png(colour_type, channels):
+    """A PNG of 5 x 7 px, all 1000 in 16 bits a channel."""
+    row = b"\0" + struct.pack(">H", 1000) * 7 * channels
+    return png((5, 7), 16, colour_type, row * 5)
+
+
+def test_a_grey_png_of_16_bits_built_by_hand_keeps_its_values():
+    np.testing.assert_array_equal(decode_image(deep_png(0, 1)).pixels, np.full((1, 5, 7), 1000, np.uint16))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        deep_png(2, 3),
+        deep_png(4, 2),
+        deep_png(6, 4),
+        tiff(np.dstack([DEEP] * 3), photometric="rgb"),
+        tiff(np.dstack([DEEP] * 3), photometric="rgb", byteorder=">"),
+        tiff(np.dstack([DEEP] * 3), photometric="rgb", compression="zlib"),
+        tiff(np.dstack([DEEP] * 4), photometric="rgb", extrasamples=["unassalpha"]),
+    ],
+    ids=["PNG RGB", "PNG LA", "PNG RGBA", "TIFF", "TIFF big-endian", "TIFF zlib", "TIFF RGBA"],
+)
+def test_colour_with_16_bits_a_channel_is_refused_and_not_cut_to_8(data):
+    for decode in (decode_image, decode_mask):
+        with pytest.raises(FileError, match="16 bits a channel, which is not read yet: save it with 8 bits a channel"):
+            decode(data)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
 import re
+import unicodedata
 
 import pytest
 
@@ -57,6 +58,15 @@ def test_a_table_may_name_files_without_their_folder(table):
 
 def test_a_dot_in_a_cases_name_is_no_ending(table):
     assert groups_of(table("v1.2,1\nx.y2,2"), ["v1.2", "x.y2"]) == {"v1.2": "1", "x.y2": "2"}
+
+
+@pytest.mark.parametrize(("here", "there"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_an_accent_may_be_written_in_two_ways(table, here, there):
+    names = [unicodedata.normalize(here, name) for name in ("ä/é", "ü/ö")]
+
+    groups = groups_of(table(unicodedata.normalize(there, "ä/é,1\nö,2")), names)
+
+    assert groups == dict(zip(names, "12", strict=True))
 
 
 @pytest.mark.parametrize(

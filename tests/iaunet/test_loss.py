@@ -128,9 +128,7 @@ def test_gradients_are_those_of_a_finite_difference():
 def test_shapes_that_do_not_match_are_refused():
     logits = torch.zeros(2, 1, 4, 4)
 
-    with pytest.raises(
-        ValueError, match=r"\[2, 1, 4, 4\] and targets \[2, 4, 4\]: give both as \[batch, labels"
-    ):
+    with pytest.raises(ValueError, match=r"\[2, 1, 4, 4\] and targets \[2, 4, 4\]: give both as \[batch, labels"):
         bce_dice_loss(logits, logits[:, 0])
     with pytest.raises(ValueError, match=r"valid \[2, 4, 4\]: give one plane an image, \[2, 1, 4, 4\]"):
         bce_dice_loss(logits, logits, logits[:, 0])

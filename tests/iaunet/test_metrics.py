@@ -141,9 +141,7 @@ def test_distance_metrics_are_symmetric_and_scale_with_the_spacing(masks, spacin
 @given(arrays.arrays(bool, SHAPES))
 def test_a_mask_agrees_with_itself_wherever_it_has_a_surface(mask):
     assert hd95(mask, mask) == (pytest.approx(0) if mask.any() else pytest.approx(math.nan, nan_ok=True))
-    assert surface_dice(mask, mask, tolerance=0.0) == pytest.approx(
-        1 if mask.any() else math.nan, nan_ok=True
-    )
+    assert surface_dice(mask, mask, tolerance=0.0) == pytest.approx(1 if mask.any() else math.nan, nan_ok=True)
 
 
 @pytest.mark.parametrize(("prediction", "truth"), [(EMPTY, EMPTY), (DOT, EMPTY), (EMPTY, DOT)])
@@ -225,9 +223,7 @@ def test_ignored_pixels_leave_counts_and_distances():
     ignoring = score_case(prediction, truth, [1, 2], ignore=255)
 
     assert ignoring == score_case(prediction[:, :12], truth[:, :12], [1, 2])
-    assert count_case(prediction, truth, [1], ignore=255) == count_case(
-        prediction[:, :12], truth[:, :12], [1]
-    )
+    assert count_case(prediction, truth, [1], ignore=255) == count_case(prediction[:, :12], truth[:, :12], [1])
 
 
 def test_a_volume_is_scored_as_one():

@@ -9,7 +9,7 @@ from torch import nn
 
 from iaunet.errors import NetworkError
 from iaunet.loss import bce_dice_loss
-from iaunet.networks import NETWORKS, build_network, check_network
+from iaunet.networks import DEPTHS, NETWORKS, build_network, check_network
 from iaunet.networks.blocks import conv_norm_relu, head, pad_to_multiple
 from iaunet.networks.counting import count_multiply_adds, count_parameters
 
@@ -48,9 +48,7 @@ def test_the_gradient_reaches_every_parameter(name, options):
 
     bce_dice_loss(network(torch.randn(2, 3, 32, 32)), targets).loss.backward()
 
-    assert [
-        key for key, value in network.named_parameters() if value.grad is None or not value.grad.any()
-    ] == []
+    assert [key for key, value in network.named_parameters() if value.grad is None or not value.grad.any()] == []
 
 
 @every_network
@@ -156,7 +154,7 @@ def test_numbers_that_no_network_has_are_refused(name, options):
     for key, number in {"channels": 0, "labels": 0, "width": 0}.items():
         with pytest.raises(NetworkError, match=f"{key} is {number}: give 1 or more"):
             tiny(name, options, **{key: number})
-    for depth in (2, 7):
+    for depth in (DEPTHS[0] - 1, DEPTHS[-1] + 1):
         with pytest.raises(NetworkError, match=f"depth is {depth}: plan 3 to 6 stages"):
             tiny(name, options, depth=depth)
 
@@ -212,9 +210,7 @@ def test_convolutions_are_drawn_by_their_fan_out_and_the_head_by_its_fan_in():
     assert not head(8, 1).bias.any()
 
 
-@pytest.mark.parametrize(
-    ("size", "modes"), [((9, 6), ("reflect", "reflect")), ((3, 13), ("edge", "reflect"))]
-)
+@pytest.mark.parametrize(("size", "modes"), [((9, 6), ("reflect", "reflect")), ((3, 13), ("edge", "reflect"))])
 def test_short_sides_are_padded_with_their_edge(size, modes):
     image = np.random.default_rng(0).normal(size=(2, 1, *size))
     expected = image
@@ -233,7 +229,7 @@ def test_an_image_that_fits_is_not_copied():
 
 
 def test_listing_and_checking_names_imports_no_torch():
-    check = "import sys, iaunet.networks as n; [n.check_network(name, {}) for name in n.NETWORKS]"
+    check = "import sys, iaunet.networks as n; [n.check_network(name, {}) for name in n.NETWORKS]; n.DEPTHS[-1]"
 
     subprocess.run([sys.executable, "-c", f"{check}; assert 'torch' not in sys.modules"], check=True)
 
@@ -265,9 +261,7 @@ def test_a_builder_that_cannot_be_found_is_named(name):
 
 
 def test_an_unknown_option_is_answered_with_the_known_ones():
-    with pytest.raises(
-        NetworkError, match="'iaunet' has no option 'variants': its options are variant, scale_att"
-    ):
+    with pytest.raises(NetworkError, match="'iaunet' has no option 'variants': its options are variant, scale_att"):
         build_network("iaunet", channels=1, labels=1, width=4, depth=3, variants="paper5")
     with pytest.raises(NetworkError, match="'unet' has no option 'width': its options are none"):
         check_network("unet", {"width": 8})
@@ -290,9 +284,7 @@ def test_an_unknown_option_is_answered_with_the_known_ones():
     ],
 )
 def test_a_value_of_the_wrong_kind_is_answered_with_the_right_one(option, value, wanted):
-    with pytest.raises(
-        NetworkError, match=f"option '{option}' of network 'iaunet' is {value!r}: give {wanted}"
-    ):
+    with pytest.raises(NetworkError, match=f"option '{option}' of network 'iaunet' is {value!r}: give {wanted}"):
         check_network("iaunet", {option: value})
 
 

@@ -1,6 +1,9 @@
 import multiprocessing
+import os
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from pathlib import Path
 
@@ -116,8 +119,40 @@ def test_a_file_in_a_folders_place_is_named(tmp_path):
 
 
 def test_a_name_too_long_for_the_disk_is_named(tmp_path):
-    with pytest.raises(WorkspaceError, match="cannot be written"):
+    with pytest.raises(WorkspaceError, match=r"aaa cannot be written \(.*\): shorten its name$"):
         write_text(tmp_path / ("a" * 300), "")
+    assert files_of(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", ["a" * 255, "ä" * 127, os.fsdecode(b"caf\xe9")], ids=["long", "accents", "not UTF-8"])
+def test_every_name_the_disk_allows_can_be_written(tmp_path, name):
+    try:
+        (tmp_path / name).touch()
+    except OSError:
+        pytest.skip("this disk allows no such name")
+
+    write_text(tmp_path / name, "whole")
+
+    assert (tmp_path / name).read_text() == "whole"
+    assert files_of(tmp_path) == [name]
+
+
+def test_writers_of_two_files_or_in_two_threads_do_not_meet(tmp_path):
+    def half_written(name):
+        with replacing(tmp_path / name) as temporary:
+            temporary.touch()
+            barrier.wait()
+        return temporary
+
+    barrier = threading.Barrier(3)
+    with ThreadPoolExecutor(2) as pool, replacing(tmp_path / "b") as temporary:
+        temporary.touch()
+        futures = [pool.submit(half_written, "a") for _ in range(2)]
+        barrier.wait()
+        others = [future.result() for future in futures]
+
+    assert len({temporary, *others}) == 3
+    assert files_of(tmp_path) == ["a", "b"]
 
 
 def test_a_full_disk_is_named_and_leaves_nothing(tmp_path):

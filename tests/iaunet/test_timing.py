@@ -1,6 +1,7 @@
 import time
 
 import torch
+
 from iaunet.networks import build_network
 from iaunet.networks.timing import time_row
 

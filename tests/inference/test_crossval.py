@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from iaunet.inference import crossval
 from iaunet.inference.crossval import pool, summarise, summarise_label
 from iaunet.metrics import METRICS, Counts
+from iaunet.records import to_json
 
 SCORES = st.lists(st.one_of(st.floats(0, 1), st.just(math.nan)), min_size=1, max_size=12)
 
@@ -118,7 +119,7 @@ def test_groups_and_folds_are_one_a_case():
 
 
 def test_a_summary_is_json_with_null_where_undefined():
-    value = summarise([0.25, math.nan]).to_json()
+    value = to_json(summarise([0.25, math.nan]))
 
     assert json.loads(json.dumps(value, allow_nan=False)) == {
         "mean": 0.25,
@@ -168,7 +169,7 @@ def test_a_label_without_empty_cases_is_summarised_once():
 
 
 def test_a_label_summary_is_json():
-    value = summarise_label(scores_of(COUNTS), COUNTS, n_bootstrap=20).to_json()
+    value = to_json(summarise_label(scores_of(COUNTS), COUNTS, n_bootstrap=20))
 
     copy = json.loads(json.dumps(value, allow_nan=False))
     assert copy == value

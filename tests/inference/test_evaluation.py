@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+import unicodedata
 
 import numpy as np
 import pytest
@@ -162,6 +163,15 @@ def test_two_masks_of_one_name_are_refused(folders):
 
     with pytest.raises(PredictionError, match=r"a\.bmp.* have the same name: rename"):
         pair_masks(*folders)
+
+
+def test_masks_pair_whichever_way_an_accent_is_written(folders):
+    predictions, truth = folders
+    for name in ("ä.png", "ö.png", "ö.jpg"):
+        write(predictions / unicodedata.normalize("NFC", name), disc(9))
+        write(truth / unicodedata.normalize("NFD", name), disc(9))
+
+    assert names_of(folders) == ["ä", "ö.jpg", "ö.png"]
 
 
 def test_a_missing_prediction_is_a_failure_and_a_spare_one_a_note(folders):

@@ -16,6 +16,7 @@ from PIL import Image
 
 from iaunet.inference.predict_command import main
 from iaunet.inference.runs import Run
+from iaunet.inference.validation import write_summary
 from iaunet.planners.plan import NetworkPlan, load_plan, save_plan
 from iaunet.weights import save_weights
 from iaunet.workspace import DatasetFolder
@@ -166,7 +167,9 @@ def test_a_strangers_network_runs_only_when_it_is_named(predict, trained, monkey
     record = json.loads(run.run_json.read_text())
     record["plan"]["network"] |= {"name": name}
     run.run_json.write_text(json.dumps(record))
-    save_weights(run.fold("0").weights, import_module("strange_networks").Strange(3, 1, 4, 3).state_dict())
+    fold = run.fold("0")
+    save_weights(fold.weights, import_module("strange_networks").Strange(3, 1, 4, 3).state_dict())
+    write_summary(fold, {})
 
     assert predict("-f", "0", workspace=trained) == 2
     assert f"whose code would be run: give --network {name} if you trust it" in capsys.readouterr().err

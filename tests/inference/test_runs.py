@@ -4,7 +4,7 @@ import shutil
 import pytest
 
 from iaunet.errors import PredictionError, TrainingError
-from iaunet.inference.runs import FoldFolder, Run, choose_folds, choose_runs, list_runs
+from iaunet.inference.runs import Run, choose_folds, choose_runs, list_runs
 from iaunet.storage import file_digest
 from iaunet.workspace import DatasetFolder
 
@@ -56,12 +56,13 @@ def test_a_missing_or_damaged_summary_is_named(run, text, message):
         folder.weights_digest()
 
 
-def test_a_summary_that_names_no_weights_has_no_digest(tmp_path):
-    (tmp_path / "fold_0").mkdir()
-    folder = FoldFolder(tmp_path / "fold_0")
-    folder.summary_json.write_text("[]")
+@pytest.mark.parametrize("summary", ["[]", "{}", '{"weights_sha256": "0"}'])
+def test_weights_that_were_not_scored_are_refused(run, summary):
+    folder = run.fold("1")
+    folder.summary_json.write_text(summary)
 
-    assert folder.weights_digest() == ""
+    with pytest.raises(PredictionError, match="is not the file that was scored: run iaunet_train with --val_only"):
+        folder.weights_digest()
 
 
 def test_the_record_survives_its_file(run):

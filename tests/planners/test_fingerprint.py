@@ -10,6 +10,7 @@ from PIL import Image
 from iaunet.dataset import Source
 from iaunet.discovery import discover_cases
 from iaunet.planners.fingerprint import Fingerprint, fingerprint_dataset, label_names
+from iaunet.planners.mask_values import judge_masks
 from iaunet.planners.rules import find_lost_detail
 from iaunet.records import from_json, to_json
 
@@ -189,13 +190,35 @@ def test_noisy_masks_as_jpeg_measure_as_the_exact_ones(toy, quality):
     assert reading.fingerprint.ceilings.min() > 0.95
 
 
-def test_instance_maps_measure_as_one_label(toy):
-    def numbered(mask, number):
-        labels = mask.astype(np.uint8)
-        for i in range(number % 5):
-            labels[1 + 2 * i, :4] = i + 2
-        return labels
+def numbered(mask, number):
+    """An instance map: the foreground, and up to four bars, each with a number of its own."""
+    labels = mask.astype(np.uint8)
+    for i in range(number % 5):
+        labels[1 + 2 * i, :4] = i + 2
+    return labels
 
+
+@pytest.mark.parametrize("skip_faulty", [False, True])
+def test_a_mask_that_is_lost_before_its_second_reading_is_a_fault(toy, tmp_path, monkeypatch, skip_faulty):
+    def judge_and_lose(measurements):
+        lost.unlink(missing_ok=True)
+        return judge_masks(measurements)
+
+    save_masks(toy, numbered)
+    without = shutil.copytree(toy, tmp_path / "without")
+    for part in ("images/case_05.png", "masks/case_05.png"):
+        (without / part).unlink()
+    lost = toy / "masks" / "case_05.png"
+    monkeypatch.setattr("iaunet.planners.fingerprint.judge_masks", judge_and_lose)
+
+    reading = read(toy, skip_faulty=skip_faulty)
+
+    assert told(reading)[0] == ("fault", "masks/case_05.png", "file is missing")
+    assert reading.faulty == {"case_05"}
+    assert reading.fingerprint == (read(without).fingerprint if skip_faulty else None)
+
+
+def test_instance_maps_measure_as_one_label(toy):
     save_masks(toy, numbered)
 
     reading = read(toy)

@@ -146,7 +146,7 @@ def test_near_duplicates_that_leave_too_few_parts_leave_out_only_the_grouped_spl
     with pytest.raises(
         PlanError, match=r"split 'grouped' could not be made: groups and near duplicates leave 4 ind.* "
     ):
-        find_split(splits, "grouped", NAMES[:6])
+        find_split(splits, "grouped", NAMES[:6], {})
 
 
 @settings(deadline=None, max_examples=40)
@@ -194,14 +194,14 @@ def test_splits_survive_their_file_and_are_found_by_name(splits, tmp_path):
     save_splits(splits, tmp_path / "splits.json")
 
     assert load_splits(tmp_path / "splits.json") == splits
-    assert find_split(splits, "grouped", NAMES[:20]) == splits.splits["grouped"]
+    assert find_split(splits, "grouped", NAMES[:20], {}) == splits.splits["grouped"]
     with pytest.raises(PlanError, match=r"is missing: run iaunet_plan_and_preprocess again"):
         load_splits(tmp_path / "nowhere.json")
 
 
 def test_an_unknown_split_is_answered_with_the_known_ones(splits):
     with pytest.raises(PlanError, match=r"split 'mine' is not known: give random, grouped or a JSON file with a list"):
-        find_split(splits, "mine", NAMES[:20])
+        find_split(splits, "mine", NAMES[:20], {})
 
 
 @pytest.fixture
@@ -209,7 +209,7 @@ def find_in_file(splits, tmp_path):
     def find_in_file(content):
         path = tmp_path / "splits final.json"
         path.write_text(json.dumps(content))
-        return find_split(splits, str(path), NAMES[:4])
+        return find_split(splits, str(path), NAMES[:4], {})
 
     return find_in_file
 
@@ -248,4 +248,15 @@ def test_each_fault_of_a_split_file_is_named(find_in_file, content, message):
 
 def test_a_split_file_that_is_not_there_is_named(splits):
     with pytest.raises(PlanError, match=r"nowhere\.json is missing: check the path"):
-        find_split(splits, "nowhere.json", NAMES)
+        find_split(splits, "nowhere.json", NAMES, {})
+
+
+def test_a_split_file_that_shares_groups_is_marked_inflated(splits, tmp_path):
+    path = tmp_path / "mine.json"
+    fold = {"train": list(NAMES[:10]), "val": list(NAMES[10:20])}
+    path.write_text(json.dumps([fold]), encoding="utf-8")
+    shared = {name: str(i % 5) for i, name in enumerate(NAMES[:20])}
+    apart = {name: str(i // 10) for i, name in enumerate(NAMES[:20])}
+
+    assert find_split(splits, str(path), NAMES[:20], shared).inflated.startswith("inflated: 5 groups are spread")
+    assert find_split(splits, str(path), NAMES[:20], apart).inflated == ""

@@ -114,7 +114,7 @@ def test_nonsense_in_any_field_is_answered_with_the_field_and_what_is_allowed(lo
         ),
         (["network", "options", "heads"], 3, "network.name and options do not fit: .* has no option 'heads'"),
         (["network", "width"], 0, "network.width is 0: give a whole number from 1 to 1024"),
-        (["network", "depth"], 9, "network.depth is 9: give a whole number from 2 to 8"),
+        (["network", "depth"], 9, "network.depth is 9: give a whole number from 3 to 6"),
         (["recipe", "lr"], 0, "recipe.lr is 0.0: give a number above 0, 1 at most"),
         (["recipe", "lr"], None, "recipe.lr is nan: give a number above 0"),
         (["recipe", "epochs"], 1e400, "recipe.epochs is inf: give a whole number"),

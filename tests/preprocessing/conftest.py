@@ -32,6 +32,7 @@ def make_plan() -> Callable[..., Plan]:
             "dataset": "toy",
             "fingerprint": "0",
             "channels": 1,
+            "depth": "uint8",
             "labels": ("foreground",),
             "coding": MaskCoding(kind="values", values=(255,), written=(255,)),
             "input_mode": "letterbox",

@@ -1,4 +1,5 @@
 import dataclasses
+import errno
 import os
 import shutil
 
@@ -169,16 +170,53 @@ def test_arrays_of_other_data_or_another_plan_are_refused(target, index):
         open_arrays(target, "other")
 
 
-@pytest.mark.parametrize("system_reserves", [True, False])
-def test_the_space_is_taken_before_the_first_row(target, index, monkeypatch, system_reserves):
-    if not system_reserves:
+def refuse(code):
+    def posix_fallocate(*_):
+        raise OSError(code, os.strerror(code))
+
+    return posix_fallocate
+
+
+@pytest.mark.parametrize("refusal", [None, "unknown", errno.EINVAL, errno.EOPNOTSUPP])
+def test_the_space_is_taken_before_the_first_row(target, index, monkeypatch, refusal):
+    if refusal == "unknown":
         monkeypatch.delattr(os, "posix_fallocate", raising=False)
+    elif refusal:
+        monkeypatch.setattr(os, "posix_fallocate", refuse(refusal), raising=False)
     folder = PartialArrays(target, index).folder
 
     assert (folder / "images.npy").stat().st_size == 128 + 5 * 2 * SIDE * SIDE * 2
     assert (folder / "masks.npy").stat().st_size == 128 + 5 * SIDE * SIDE
     assert index.n_bytes == 5 * SIDE * SIDE * (2 * 2 + 1)
-    assert np.load(folder / "images.npy").shape == index.image_shape
+    images = np.load(folder / "images.npy")
+    assert images.shape == index.image_shape
+    assert not images.any()
+
+
+def test_a_disk_that_is_full_when_the_space_is_taken_is_named(target, index, monkeypatch):
+    monkeypatch.setattr(os, "posix_fallocate", refuse(errno.ENOSPC), raising=False)
+
+    with pytest.raises(WorkspaceError, match=r"no space left for .*preprocessed\.partial"):
+        PartialArrays(target, index)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="folders cannot be synced on this system")
+def test_the_new_arrays_are_safe_from_a_power_cut_before_the_old_ones_go(target, index, monkeypatch):
+    def finish():
+        arrays = PartialArrays(target, index)
+        fill(arrays, range(5))
+        arrays.finish()
+
+    def fsync(descriptor):
+        if os.path.samestat(os.fstat(descriptor), target.parent.stat()):
+            synced.append(sorted(path.name for path in target.parent.iterdir()))
+
+    synced = []
+    finish()
+    monkeypatch.setattr(os, "fsync", fsync)
+    finish()
+
+    assert synced == [["preprocessed", "preprocessed.old"]]
 
 
 def test_a_disk_with_too_little_room_is_told_before_anything_is_written(target, index):

@@ -34,7 +34,8 @@ def test_channels_are_brought_to_the_plans(make_plan):
 def test_no_intensity_leaves_what_float16_holds(make_plan, value):
     image = np.full((1, 64, 64), value, np.uint16)
 
-    prepared, _ = prepare_image(image, make_plan(normalisation=Normalisation(kind="dataset", mean=(99.0,), sd=(0.0,))))
+    flat = Normalisation(kind="dataset", mean=(99.0,), sd=(0.0,))
+    prepared, _ = prepare_image(image, make_plan(depth="uint16", normalisation=flat))
 
     np.testing.assert_array_equal(np.abs(prepared.astype(np.float16)), LARGEST_INTENSITY)
 
@@ -42,7 +43,12 @@ def test_no_intensity_leaves_what_float16_holds(make_plan, value):
 def test_an_image_is_normalised_by_its_own_native_pixels(make_plan):
     image = np.random.default_rng(0).integers(0, 60000, (1, 200, 200)).astype(np.uint16)
 
-    prepared, _ = prepare_image(image, make_plan(normalisation=Normalisation(kind="case")))
+    prepared, _ = prepare_image(image, make_plan(depth="uint16", normalisation=Normalisation(kind="case")))
 
     assert prepared.mean() == pytest.approx(0, abs=0.05)
     assert prepared.std() < 0.5  # noise is averaged away by shrinking, after it was measured
+
+
+def test_pixels_of_another_type_than_the_data_sets_are_refused(make_plan):
+    with pytest.raises(FileError, match="pixels are uint16, those of the data set uint8: convert it to uint8"):
+        prepare_image(np.zeros((1, 64, 64), np.uint16), make_plan())

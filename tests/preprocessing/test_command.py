@@ -349,9 +349,7 @@ def test_skipping_faulty_cases_does_not_skip_what_is_wrong_with_all(toy, prepare
     code, _, err = prepare(toy, "--skip_faulty")
 
     assert code == 2
-    assert re.fullmatch(
-        r"error: 2 faults, all in .*problems\.csv: mend them\n", err
-    )
+    assert re.fullmatch(r"error: 2 faults, all in .*problems\.csv: mend them\n", err)
 
 
 @pytest.mark.parametrize(("mode", "n_cases"), [("empty", 12), ("skip", 11)])

@@ -349,7 +349,7 @@ def test_a_loss_that_is_no_number_stops_naming_the_cases_and_keeps_the_last_chec
         fit(poisoned)
 
     assert setup.train[3] in str(caught.value)
-    assert "look at these, or lower --lr; the last checkpoint is kept" in str(caught.value)
+    assert "look at these, or begin another run with --name and a lower --lr; the last checkpoint" in str(caught.value)
     kept = load_checkpoint(setup.folder.checkpoint)
     assert (kept.epoch, kept.step) == (1, 0)
     assert all(tensor.isfinite().all() for tensor in kept.network.values())
