@@ -15,9 +15,8 @@ from numpy.typing import NDArray
 from iaunet.errors import PredictionError
 from iaunet.inference.crossval import LabelSummary, Summary, summarise_label
 from iaunet.metrics import METRICS, Counts, count_case, score_case
+from iaunet.planners.planner import NO_GROUPS
 from iaunet.storage import read_text, write_text
-
-NO_GROUPS = "no groups: optimistic if images share patients"
 
 _COUNTS = tuple(field.name for field in dataclasses.fields(Counts))
 _COLUMNS = ("case", "label", *_COUNTS, *METRICS)

@@ -59,23 +59,13 @@ def validate_fold(
     scores.sort(key=lambda score: order[score.name])
     write_scores(folder.scores_csv, scores)
     summary = summarise_scores(scores, _groups(dataset, names))
-    write_summary(folder, {**notes, "scores": summary_to_json(summary)})
+    write_summary(folder, {**notes, "scores": to_json(summary)})
     return summary
 
 
 def write_summary(folder: FoldFolder, content: Mapping[str, Any]) -> None:
     """Write summary.json with the hash of the weights it tells about: the fold is finished."""
     write_json(folder.summary_json, {"weights_sha256": file_digest(folder.weights), **content})
-
-
-def summary_to_json(summary: ScoreSummary) -> dict[str, Any]:
-    """A summary of scores as plain values."""
-    return {
-        "n_cases": summary.n_cases,
-        "n_groups": summary.n_groups,
-        "sd_over": summary.sd_over,
-        "labels": to_json(summary.labels),
-    }
 
 
 def summarise_run(run: Run, n_folds: int, dataset: Dataset, inflated: str) -> ScoreSummary | None:
@@ -102,7 +92,7 @@ def summarise_run(run: Run, n_folds: int, dataset: Dataset, inflated: str) -> Sc
         "split": run.record.split,
         "inflated": inflated,
         "weights_sha256": [folder.weights_digest() for folder in folders],
-        "scores": summary_to_json(summary),
+        "scores": to_json(summary),
     }
     write_json(run.crossval_json, content)
     return summary

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from iaunet.discovery import composed
 from iaunet.errors import PlanError
 from iaunet.planners.duplicates import join
 from iaunet.planners.fingerprint import Fingerprint
@@ -131,9 +132,10 @@ def _parse_split_file(path: Path, data: Any, known: set[str]) -> Split:
         if not isinstance(entry, dict) or not {"train", "val"} <= entry.keys():
             raise PlanError(f"{path}: fold {i} lacks train or val: {form}")
         try:
-            fold = from_json(Fold, {"train": entry["train"], "validation": entry["val"]})
+            read = from_json(Fold, {"train": entry["train"], "validation": entry["val"]})
         except FieldError as fault:
             raise PlanError(f"{path}: fold {i}: {fault}: {form}") from fault
+        fold = Fold(train=tuple(map(composed, read.train)), validation=tuple(map(composed, read.validation)))
         strangers = {*fold.train, *fold.validation} - known
         if strangers:
             raise PlanError(f"{path}: fold {i} names {min(strangers)}, which is no case of the data set: correct it")

@@ -22,6 +22,7 @@ from iaunet.planners.recipes import Augmentation, Recipe
 from iaunet.planners.rules import Choice
 from iaunet.preprocessing.preparation import Preparation, locate_dataset, prepare_dataset
 from iaunet.preprocessing.summary import describe
+from iaunet.storage import make_folder
 from iaunet.trainers.demo_data import write_demo_dataset
 from iaunet.trainers.training import TrainingOptions, train
 from iaunet.workspace import DatasetFolder, Workspace
@@ -123,12 +124,14 @@ def _predict_unseen(output: Path, run: Run) -> Evaluation:
 
 
 def _clear(output: Path) -> None:
-    """Remove an earlier demo, and nothing else."""
+    """Empty the folder of an earlier demo; refuse any other that holds something."""
+    if output.is_file():
+        raise WorkspaceError(f"{output} is a file: give a folder with --output")
     if output.exists() and any(output.iterdir()) and not (output / MARKER).exists():
         raise WorkspaceError(f"{output} is not empty and no demo made it: give another folder with --output")
     if output.exists():
         shutil.rmtree(output)
-    output.mkdir(parents=True)
+    make_folder(output)
     (output / MARKER).touch()
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from iaunet.console import Stopped, handling_signals
+from iaunet.decision import decide
 from iaunet.device import autocasting, is_out_of_memory, mixed_precision
 from iaunet.errors import TrainingError
 from iaunet.inference.runs import FoldFolder
@@ -232,11 +233,16 @@ class Trainer:
                 logits = network(batch.images.to(self.device).contiguous(memory_format=torch.channels_last))
             targets = batch.targets.to(self.device)
             losses += [float(bce_dice_loss(logits, targets).loss)] * len(batch.rows)
-            thresholds = torch.tensor(self.setup.plan.inference.thresholds, device=self.device)
-            predicted = logits.float().sigmoid() >= thresholds[:, None, None]
-            dices += dice_per_image(predicted, targets > 0).flatten().tolist()
+            dices += dice_per_image(self.decided(logits), batch.targets > 0).flatten().tolist()
         self.network.train()
         return {"validation_loss": float(np.mean(losses)), "validation_dice": float(np.mean(dices))}
+
+    def decided(self, logits: torch.Tensor) -> torch.Tensor:
+        """The maps [B, L, H, W] of the labels that the decision rule gives, boolean, on the CPU."""
+        thresholds = self.setup.plan.inference.thresholds
+        masks = [decide(maps, thresholds) for maps in logits.float().sigmoid().cpu().numpy()]
+        labels = torch.arange(1, len(thresholds) + 1)
+        return torch.from_numpy(np.stack(masks))[:, None] == labels[:, None, None]
 
     def log_epoch(self, validation: dict[str, float]) -> None:
         """Tell the epoch's numbers, on the screen and in metrics.csv, and begin the next."""

@@ -56,3 +56,11 @@ def test_the_demo_needs_a_few_images(tmp_path, capsys):
 
     assert "--images 3 is too few: give 10 or more" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_the_demo_is_refused_a_file_as_its_folder(tmp_path, capsys):
+    (tmp_path / "out").touch()
+
+    assert main(["--output", str(tmp_path / "out")]) == 2
+
+    assert "is a file: give a folder with --output" in capsys.readouterr().err

@@ -14,10 +14,9 @@ from safetensors.torch import load_file
 from iaunet.inference.predictor import Predictor
 from iaunet.inference.runs import Run
 from iaunet.inference.scores import read_scores, summarise_scores
-from iaunet.inference.validation import summary_to_json
 from iaunet.planners.folds import load_splits
 from iaunet.planners.plan import load_plan
-from iaunet.records import FieldError
+from iaunet.records import FieldError, to_json
 from iaunet.storage import file_digest
 from iaunet.trainers.checkpoint import load_checkpoint
 from iaunet.trainers.command import main
@@ -97,7 +96,7 @@ def test_a_cross_validation_sums_up_the_scores_of_all_folds(trained_toy):
         folds |= {score.name: fold for score in held_out}
 
     assert sorted(folds) == [f"case_{i:02d}" for i in range(18)]
-    assert content["scores"] == json.loads(json.dumps(summary_to_json(summarise_scores(scores, {}, folds))))
+    assert content["scores"] == json.loads(json.dumps(to_json(summarise_scores(scores, {}, folds))))
     dice = content["scores"]["labels"]["foreground"]["all_cases"]["dice"]
     values = [score.labels["foreground"].metrics["dice"] for score in scores]
     assert dice["mean"] == pytest.approx(np.mean(values))
