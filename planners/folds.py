@@ -231,6 +231,7 @@ def _deal(
     weight = {unit: np.sum([strata[name] for name in unit], axis=0) for unit in units}
     total = np.maximum(np.sum(list(weight.values()), axis=0), 1)
     filled = np.zeros((n_folds, len(total)))
+    importance = np.array([len(total) - 1.0, *[1.0] * (len(total) - 1)])  # the number of cases counts as all else
     held_out: dict[str, int] = {}
     order = sorted(units, key=lambda unit: (not any(n in fold_of for n in unit), -len(unit), _shuffle_key(unit)))
     for unit in order:
@@ -239,7 +240,7 @@ def _deal(
             fold = max(sorted(set(before)), key=before.count)
         else:
             after = (filled + weight[unit]) / total
-            cost = (after**2).sum(axis=1) - ((filled / total) ** 2).sum(axis=1)
+            cost = (after**2 - (filled / total) ** 2) @ importance
             fold = int(np.argmin(cost))
         filled[fold] += weight[unit]
         held_out |= dict.fromkeys(unit, fold)

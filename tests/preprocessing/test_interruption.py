@@ -161,13 +161,15 @@ def test_a_second_process_at_the_same_time_is_refused_and_the_first_goes_on(star
     assert files_of(workspace) == undisturbed
 
 
+def workers_of(process):
+    return [i for i in session_of(process) if b"spawn_main" in Path(f"/proc/{i}/cmdline").read_bytes()]
+
+
 def test_a_killed_worker_is_reported_and_the_same_command_goes_on(start, workspace, undisturbed, toy):
     process = start()
-    wait_until(lambda: MOMENTS["some rows are done"](process, workspace), "some rows are done")
-    for member in session_of(process):
-        if b"spawn_main" in Path(f"/proc/{member}/cmdline").read_bytes():
-            os.kill(member, signal.SIGKILL)
-            break
+    wait_until(lambda: MOMENTS["arrays are being made"](process, workspace), "arrays are being made")
+    wait_until(lambda: len(workers_of(process)) == 2, "both workers have started")
+    os.kill(workers_of(process)[0], signal.SIGKILL)
     _, said = process.communicate(timeout=PATIENCE)
 
     assert process.returncode == 2
