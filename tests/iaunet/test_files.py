@@ -17,6 +17,7 @@ from iaunet.files import (
     is_image_file,
     read_bytes,
     read_image,
+    read_made_from,
     read_mask,
     to_channels,
     write_png,
@@ -309,6 +310,15 @@ def test_a_colour_png_is_read_back_as_it_was_written(tmp_path):
     write_png(tmp_path / "a.png", COLOUR)
 
     np.testing.assert_array_equal(read_image(tmp_path / "a.png").pixels, COLOUR.transpose(2, 0, 1))
+
+
+def test_a_png_tells_what_it_was_made_from(tmp_path):
+    write_png(tmp_path / "a.png", GREY, made_from="model ä")
+    write_png(tmp_path / "b.png", GREY)
+    (tmp_path / "c.png").write_text("text")
+
+    assert [read_made_from(tmp_path / name) for name in ("a.png", "b.png", "c.png", "d.png")] == ["model ä", "", "", ""]
+    np.testing.assert_array_equal(read_mask(tmp_path / "a.png"), GREY)
 
 
 def test_grey_becomes_colour_and_back_without_loss():

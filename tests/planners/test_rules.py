@@ -91,3 +91,12 @@ def test_folds_keep_groups_and_near_duplicates_together_when_there_are_any(
 
     assert choice.value == split
     assert figures in choice.why
+
+
+def test_folds_are_random_where_grouped_ones_cannot_be_made(case, fingerprint):
+    measured = fingerprint([case("a")], near_duplicates=(("a", "b"),))
+
+    choice = rules.choose_split(measured, 0, 6, missing="4 parts are left for 5 folds")
+
+    assert choice.value == "random"
+    assert choice.why.endswith("2 cases nearly equal to another, but 4 parts are left for 5 folds")

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from iaunet.errors import PreprocessingError, WorkspaceError
-from iaunet.preprocessing.arrays import Index, PartialArrays, Row, RowWriter, open_arrays, remove_leftovers
+from iaunet.preprocessing.arrays import Index, PartialArrays, Row, RowWriter, open_arrays, remove_leftovers, truth_path
 from iaunet.preprocessing.geometry import Geometry
+from iaunet.storage import TEMPORARY_SUFFIX
 
 SIDE = 32
 
@@ -60,6 +61,17 @@ def test_filled_arrays_are_opened_as_they_were_written(target, index):
     arrays.finish()
 
     assert_is_whole(target, index)
+
+
+def test_true_masks_that_a_killed_worker_left_half_written_are_removed(target, index):
+    arrays = PartialArrays(target, index)
+    half = truth_path(arrays.folder, "p1/c0").with_name(f".c0.png.1-2{TEMPORARY_SUFFIX}")
+    half.parent.mkdir(parents=True)
+    half.write_text("half")
+    fill(arrays, range(5))
+    arrays.finish()
+
+    assert [path for path in target.rglob("*.*") if "truth" in path.parts] == []
 
 
 def test_rows_of_an_earlier_process_are_kept_and_the_others_are_missing(target, index):

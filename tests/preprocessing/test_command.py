@@ -563,6 +563,18 @@ def test_folds_that_cannot_be_read_are_made_anew_and_said_so(toy, workspace, pre
     assert files_of(workspace) == before
 
 
+def test_a_dataset_file_that_cannot_be_read_is_made_anew_and_said_so(toy, workspace, prepare):
+    prepare(toy)
+    before = files_of(workspace)
+    (workspace / "toy" / "dataset.json").write_text("{}")
+
+    code, out, _ = prepare(toy)
+
+    assert code == 0
+    assert re.search(r"planned anew: .*dataset\.json: name is missing", out)
+    assert files_of(workspace) == before
+
+
 @pytest.mark.parametrize("place", ["workspace", "workspace/toy", "workspace/toy/plan.json/file"])
 def test_an_output_that_cannot_be_written_is_named(toy, workspace, prepare, place, tmp_path):
     (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
