@@ -90,23 +90,23 @@ def train(folder: DatasetFolder, fold: str, options: TrainingOptions) -> Run:
         TrainingError: The fold or a setting cannot be, or the run was begun with other settings.
         Stopped: A signal asked to stop; everything is saved.
     """
-    session = _Session(folder, options)
-    folds = session.parse_folds(fold)
-    record = session.settle_record()
-    logger.info("run        %s", session.run.root)
+    training = _Training(folder, options)
+    folds = training.parse_folds(fold)
+    record = training.settle_record()
+    logger.info("run        %s", training.run.root)
     for i, name in enumerate(folds):
-        with locked(session.run.fold(name).root, "training"):
-            still_to_do = sum(not session.run.fold(later).is_finished for later in folds[i:])
-            record = session.train_fold(name, record, still_to_do)
-    summary = summarise_run(session.run, len(session.split.folds), session.dataset, session.split.inflated)
+        with locked(training.run.fold(name).root, "training"):
+            still_to_do = sum(not training.run.fold(later).is_finished for later in folds[i:])
+            record = training.train_fold(name, record, still_to_do)
+    summary = summarise_run(training.run, len(training.split.folds), training.dataset, training.split.inflated)
     if summary is not None:
-        logger.info("cross-validation over %d folds: %s", len(session.split.folds), session.run.crossval_json)
-        for line in describe_scores(summary, session.split.inflated):
+        logger.info("cross-validation over %d folds: %s", len(training.split.folds), training.run.crossval_json)
+        for line in describe_scores(summary, training.split.inflated):
             logger.info("%s", line)
-    return session.run
+    return training.run
 
 
-class _Session:
+class _Training:
     """One call of `train`: the resolved settings and what is made from them."""
 
     def __init__(self, folder: DatasetFolder, options: TrainingOptions) -> None:
