@@ -100,13 +100,18 @@ def draw_progress(metrics: Metrics, path: Path) -> None:
     top.plot(epochs, metrics.column("loss"), color="tab:blue", label="training loss")
     if any(value == value for value in metrics.column("validation_loss")):
         top.plot(epochs, metrics.column("validation_loss"), color="tab:red", label="validation loss")
-        dice.plot(epochs, metrics.column("validation_dice"), color="tab:green", label="validation Dice (256 px)")
+        dice.plot(
+            epochs,
+            metrics.column("validation_dice"),
+            color="tab:green",
+            label="validation Dice (at the network's size)",
+        )
     top.set_ylabel("loss (BCE + Dice)")
     top.set_ylim(bottom=0)
     dice.set_ylabel("Dice")
     dice.set_ylim(0, 1)
     lines = [*top.get_lines(), *dice.get_lines()]
-    top.legend(lines, [str(line.get_label()) for line in lines], loc="center right")
+    figure.legend(lines, [str(line.get_label()) for line in lines], loc="outside upper center", ncols=len(lines))
     bottom.plot(epochs, metrics.column("lr"), color="tab:gray")
     bottom.set_ylabel("learning rate")
     bottom.set_xlabel("epoch")
