@@ -42,7 +42,6 @@ _DECODER_FAULTS = (
     KeyError,
     TypeError,
     AttributeError,
-    NotImplementedError,
     MemoryError,
     struct.error,
     zlib.error,
@@ -248,6 +247,8 @@ def _too_large(what: str) -> FileError:
 
 
 def _damaged(fault: BaseException) -> FileError:
+    if isinstance(fault, MemoryError):
+        return FileError("needs more memory than there is", "use fewer workers, close other programs, or shrink it")
     reason = str(fault).split("\n")[0].rstrip(".") or type(fault).__name__
     return FileError(f"is truncated or damaged ({reason})", "copy it again from its source or remove it")
 

@@ -32,7 +32,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--width", type=int, metavar="N", help="channels of the first stage (default: the plan's)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="decides all that is random")
     parser.add_argument(
-        "--memory", type=float, metavar="GB", help="memory a training step may take (default: what is free)"
+        "--memory",
+        type=float,
+        metavar="GB",
+        help="memory of a training step (default: what a GPU has free, half a CPU's)",
     )
     parser.add_argument("--device", default="auto", metavar="DEVICE", help="auto, cpu, cuda, cuda:1, mps")
     parser.add_argument("--weights", type=Path, metavar="FILE", help="start from the weights of a safetensors file")

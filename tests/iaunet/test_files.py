@@ -1,6 +1,9 @@
 import io
 import struct
+import subprocess
+import sys
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -345,3 +348,32 @@ def test_channels_without_a_way_are_refused():
 def test_endings_count_whatever_their_case(tmp_path, name):
     assert is_image_file(tmp_path / name)
     assert not is_image_file(tmp_path / (name + ".txt"))
+
+
+READ_WITH_LITTLE_MEMORY = """
+import resource, sys
+from pathlib import Path
+from iaunet.errors import FileError
+from iaunet.files import read_image
+
+used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 100_000_000,) * 2)
+try:
+    read_image(Path(sys.argv[1]))
+except FileError as fault:
+    print(fault)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads the memory in use from /proc")
+def test_an_image_too_large_for_the_memory_is_not_called_damaged(tmp_path):
+    Image.new("RGB", (9000, 9000)).save(tmp_path / "large.png")
+
+    said = subprocess.run(
+        [sys.executable, "-c", READ_WITH_LITTLE_MEMORY, str(tmp_path / "large.png")],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+
+    assert said == "needs more memory than there is: use fewer workers, close other programs, or shrink it\n"
