@@ -164,7 +164,7 @@ class PartialArrays:
             self.target.rename(old)
         self.folder.rename(self.target)
         sync_folder(self.target.parent)
-        remove_leftovers(self.target)
+        remove_old_arrays(self.target)
 
     def _can_be_continued(self) -> bool:
         """Whether the folder holds rows of this very index. Files that are not ours to read mean no."""
@@ -190,7 +190,7 @@ class PartialArrays:
             raise
 
 
-def remove_leftovers(target: Path) -> None:
+def remove_old_arrays(target: Path) -> None:
     """Delete what killed processes left of earlier arrays, once the final folder is whole."""
     _remove_folder(_partial(target))
     _remove_folder(_old(target))

@@ -16,7 +16,7 @@ from iaunet.errors import FileError, PreprocessingError
 from iaunet.files import decode_image, decode_mask, read_bytes, write_png
 from iaunet.planners.fingerprint import Fingerprint
 from iaunet.planners.plan import Plan
-from iaunet.preprocessing.arrays import Index, PartialArrays, Row, RowWriter, open_arrays, remove_leftovers, truth_path
+from iaunet.preprocessing.arrays import Index, PartialArrays, Row, RowWriter, open_arrays, remove_old_arrays, truth_path
 from iaunet.preprocessing.cases import prepare_image
 from iaunet.preprocessing.geometry import Geometry
 from iaunet.storage import naming_disk_faults
@@ -79,7 +79,7 @@ def preprocess(dataset: Dataset, fingerprint: Fingerprint, plan: Plan, folder: P
     """
     index = make_index(fingerprint, plan)
     if _is_done(folder, index):
-        remove_leftovers(folder)
+        remove_old_arrays(folder)
         logger.info("preprocessed arrays are up to date: %s", folder)
         return index
     start = time.perf_counter()

@@ -137,6 +137,7 @@ def ending_workers(loader: DataLoader[Batch]) -> Iterator[None]:
         ) from fault
     finally:
         if loader._iterator is not None:
+            # torch 2.13 has no public call for it
             loader._iterator._shutdown_workers()  # type: ignore[attr-defined]
 
 
