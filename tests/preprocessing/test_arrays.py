@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from iaunet.errors import PreprocessingError, WorkspaceError
-from iaunet.preprocessing.arrays import Index, PartialArrays, Row, RowWriter, open_arrays, remove_leftovers, truth_path
+from iaunet.preprocessing.arrays import Index, PartialArrays, Row, RowWriter, open_arrays, remove_old_arrays, truth_path
 from iaunet.preprocessing.geometry import Geometry
 from iaunet.storage import TEMPORARY_SUFFIX
 
@@ -139,7 +139,7 @@ def test_killed_while_the_folders_change_places_the_next_run_ends_with_the_new_a
 
     try:
         open_arrays(target, index.made_from)
-        remove_leftovers(target)
+        remove_old_arrays(target)
     except PreprocessingError:
         arrays = PartialArrays(target, index)
         assert arrays.missing_rows() == []
