@@ -10,8 +10,11 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from iaunet.dataset import Case, MissingMask, Problem, Source
+from iaunet.dicom import find_series, is_dicom_file
 from iaunet.errors import DatasetError
 from iaunet.files import FORMATS, is_image_file
+from iaunet.masks import image_stem
+from iaunet.volumes import VOLUME_ENDINGS, is_volume_file
 from iaunet.workspace import WORKSPACE_NAME
 
 IMAGE_FOLDERS = ("images", "image", "imgs", "img", "original", "imagestr")
@@ -29,8 +32,10 @@ MASK_FOLDERS = (
     "labelstr",
 )
 OTHER_FOLDERS = ("imagests", "labelsts")
+IMAGE_ENDINGS = (*FORMATS, *VOLUME_ENDINGS, ".dcm")
+"""What is found, for messages."""
+
 MASK_SUFFIXES = ("_mask", "_masks", "_seg", "_segmentation")
-VOLUME_ENDINGS = (".nii", ".nii.gz", ".mha", ".mhd", ".nrrd", ".dcm")
 
 
 @dataclass(frozen=True)
@@ -90,13 +95,26 @@ def discover_cases(source: Source) -> Discovery:
     return Discovery(cases, tuple(problems), f"{len(cases)} cases: {understood}")
 
 
-def list_image_files(folder: Path) -> list[Path]:
-    """All image files below a folder, sorted; hidden ones and those of a workspace are left out.
+def list_images(folder: Path) -> list[Path]:
+    """All images below a folder, sorted: image files, volumes, and folders that hold a DICOM series.
+
+    Hidden ones and those of a workspace are left out. DICOM files that are a series each are images each.
 
     Raises:
         DatasetError: The folder does not exist, or the name of an image is not UTF-8.
     """
-    return [path for path in _list_files(folder) if is_image_file(path)]
+    images, dicoms = [], defaultdict(list)
+    for path in _list_files(folder):
+        if is_image_file(path) or is_volume_file(path):
+            images.append(path)
+        elif is_dicom_file(path):
+            dicoms[path.parent].append(path)
+    for parent, files in dicoms.items():
+        alone = all(len(series.files) == 1 for series in find_series(files))
+        images += files if alone else [parent]
+    for path in images:
+        _require_text(path)
+    return sorted(images, key=lambda path: path.as_posix())
 
 
 def _list_files(folder: Path) -> list[Path]:
@@ -108,9 +126,7 @@ def _list_files(folder: Path) -> list[Path]:
     for parent, folders, files in os.walk(folder, onerror=_refuse_folder):
         folders[:] = [name for name in folders if not name.startswith(".") and name != WORKSPACE_NAME]
         found += [Path(parent) / name for name in files if not name.startswith(".")]
-    for path in filter(is_image_file, found):
-        _require_text(path)
-    return sorted(found, key=lambda path: path.as_posix())
+    return found
 
 
 def _require_text(path: Path) -> None:
@@ -127,15 +143,9 @@ def _refuse_folder(fault: OSError) -> None:
 
 
 def _walk(root: Path, suffixes: Sequence[str], role: Literal["image", "mask"] | None = None) -> Iterator[_Found]:
-    files = _list_files(root)
-    volumes = [path for path in files if path.name.lower().endswith(VOLUME_ENDINGS)]
-    if volumes and not any(map(is_image_file, files)):
-        raise DatasetError(
-            f"{root} holds volumes ({volumes[0].name}), which are not read yet: "
-            f"save their slices as images ({', '.join(FORMATS)})"
-        )
-    for path in filter(is_image_file, files):
-        parts = PurePosixPath(composed(path.relative_to(root).as_posix())).with_suffix("").parts
+    for path in list_images(root):
+        inside = path.relative_to(root) if path != root else Path(path.name)
+        parts = PurePosixPath(composed((inside.parent / image_stem(path)).as_posix())).parts
         found_role, parts = (role, parts) if role else _role_by_folder(parts)
         if found_role is None:
             continue
@@ -202,7 +212,7 @@ def _require_both(
 ) -> None:
     if not images:
         raise DatasetError(
-            f"{root} holds no images ({', '.join(FORMATS)}): give the folder that holds images and masks"
+            f"{root} holds no images ({', '.join(IMAGE_ENDINGS)}): give the folder that holds images and masks"
         )
     if not masks and missing_mask != "empty":
         raise DatasetError(

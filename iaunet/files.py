@@ -181,9 +181,9 @@ def read_made_from(path: Path) -> str:
 
 
 def to_channels(pixels: NDArray[np.generic], channels: int) -> NDArray[np.generic]:
-    """Bring an image [own channels, height, width] to a number of channels.
+    """Bring an image [own channels, ..., H, W] to a number of channels.
 
-    Grey is repeated; colour becomes grey with the weights of ITU-R 601-2, rounded for whole numbers.
+    Grey is repeated, as a view; colour becomes grey with the weights of ITU-R 601-2, rounded for whole numbers.
 
     Raises:
         FileError: There is no way from the image's channels to these.
@@ -192,12 +192,13 @@ def to_channels(pixels: NDArray[np.generic], channels: int) -> NDArray[np.generi
     if own == channels:
         return pixels
     if own == 1:
-        return np.repeat(pixels, channels, axis=0)
+        return np.broadcast_to(pixels, (channels, *pixels.shape[1:]))
     if own == 3 and channels == 1:
-        grey = np.tensordot(np.array([0.299, 0.587, 0.114]), pixels, axes=1)[None]
-        if np.issubdtype(pixels.dtype, np.integer):
-            grey = np.rint(grey)
-        return grey.astype(pixels.dtype)
+        grey = np.empty((1, *pixels.shape[1:]), pixels.dtype)
+        for rows in np.ndindex(pixels.shape[1:-1]):  # row by row: as floats a large image would not fit
+            line = np.tensordot(np.array([0.299, 0.587, 0.114]), pixels[(slice(None), *rows)], axes=1)
+            grey[(0, *rows)] = np.rint(line) if np.issubdtype(pixels.dtype, np.integer) else line
+        return grey
     raise FileError(f"has {own} channels, the data set has {channels}", f"give images with {channels} channels")
 
 

@@ -5,6 +5,7 @@ shrinks, so that nothing is skipped (anti-aliasing). Constants stay constant, an
 its input.
 """
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,27 +13,33 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from iaunet.decision import decide
-from iaunet.metrics import count
+from iaunet.metrics import Counts, count
 
 Size = tuple[int, int]
 """(height, width) in pixels."""
+
+Box = tuple[int, int, int, int]
+"""(top, left, height, width) in pixels."""
 
 COVERAGE_TIE = 1e-6
 """Coverages this close are equal: float32 sums of the same parts differ by about 1e-7 with their order."""
 
 
-def resize_image(image: NDArray[np.generic], size: Size) -> NDArray[np.float32]:
+def resize_image(image: NDArray[np.generic], size: Size, window: Box | None = None) -> NDArray[np.float32]:
     """Resize an image of any number of channels.
 
     Args:
         image: (C, H, W). uint8 stays on Pillow's 8-bit path: whole values, at most 1 from the float result.
             Every other real dtype (uint16, int16, float32, ...) is taken to float32 first.
         size: (h, w) in pixels, at least 1 each.
+        window: The part of the resized image that is wanted; only the pixels it depends on are touched.
 
     Returns:
-        (C, h, w) float32 in the units of ``image``; a copy where the size is the same.
+        (C, h, w) float32 in the units of ``image``, or that of the window; a copy where the size is the same.
     """
-    return _resize_planes(image if image.dtype == np.uint8 else image.astype(np.float32, copy=False), size)
+    at, part = _part_for(image, size, window)
+    planes = part if part.dtype == np.uint8 else part.astype(np.float32, copy=False)
+    return _resize_planes(planes, size, window, at, _size(image))
 
 
 def resize_probabilities(probabilities: NDArray[np.float32], size: Size) -> NDArray[np.float32]:
@@ -48,7 +55,38 @@ def resize_probabilities(probabilities: NDArray[np.float32], size: Size) -> NDAr
     return _resize_planes(probabilities.astype(np.float32, copy=False), size)
 
 
-def resize_mask(mask: NDArray[np.uint8], size: Size) -> NDArray[np.uint8]:
+def resize_strip(strip: NDArray[np.float32], first: int, whole: Size, size: Size, rows: range) -> NDArray[np.float32]:
+    """Rows of resized maps, of which only some rows are there.
+
+    Args:
+        strip: (L, n, W), the rows from ``first`` on of maps (L, *whole).
+        first: Number of the strip's first row.
+        whole: (H, W) of the maps in pixels.
+        size: (h, w) they are resized to.
+        rows: The rows of the result that are wanted; those they depend on (`rows_ready`) must be in the strip.
+
+    Returns:
+        (L, len(rows), w) float32.
+    """
+    return _resize_planes(strip, size, (rows.start, 0, len(rows), size[1]), (first, 0), whole)
+
+
+def rows_ready(n: int, height: int, target: int) -> int:
+    """How many rows of maps resized from ``height`` to ``target`` rows depend on the first ``n`` alone."""
+    if n >= height:
+        return target
+    step = height / target
+    reach = max(step, 1.0)  # of the filter, in rows of the source
+    return max(0, min(target, math.floor((n - reach - 0.5) / step + 0.5)))
+
+
+def rows_needed(row: int, height: int, target: int) -> int:
+    """The first of ``height`` rows that row ``row`` of ``target`` depends on."""
+    step = height / target
+    return max(0, math.floor((row + 0.5) * step - max(step, 1.0)) - 1)
+
+
+def resize_mask(mask: NDArray[np.uint8], size: Size, window: Box | None = None) -> NDArray[np.uint8]:
     """Resize a mask: a pixel gets the label that covers most of it.
 
     The coverage of a label is its 0/1 map, resized; that of the background is what is left of 1. Ties (within
@@ -58,17 +96,19 @@ def resize_mask(mask: NDArray[np.uint8], size: Size) -> NDArray[np.uint8]:
     Args:
         mask: (H, W).
         size: (h, w) in pixels, at least 1 each.
+        window: The part of the resized mask that is wanted.
 
     Returns:
-        (h, w) with the values of ``mask``; a copy where the size is the same.
+        (h, w), or that of the window, with the values of ``mask``; a copy where the size is the same.
     """
+    at, part = _part_for(mask, size, window)
     if mask.shape == size:
-        return mask.copy()
-    histogram = Image.fromarray(mask).histogram()  # several times faster than numpy's unique
+        return part.copy()
+    histogram = Image.fromarray(part).histogram()  # several times faster than numpy's unique
     labels = [label for label in range(1, 256) if histogram[label]]
-    coverage = _resize_planes(one_hot(mask, labels), size)
+    coverage = _resize_planes(one_hot(part, labels), size, window, at, _size(mask))
     most = np.maximum(coverage.max(axis=0, initial=0), 1 - coverage.sum(axis=0)) - COVERAGE_TIE
-    resized = np.zeros(size, np.uint8)
+    resized = np.zeros(coverage.shape[1:], np.uint8)
     for label, covered in zip(reversed(labels), reversed(coverage), strict=True):
         resized[covered >= most] = label  # downwards: of equal labels the lowest is painted last
     return resized
@@ -79,29 +119,77 @@ def one_hot(mask: NDArray[np.uint8], labels: Sequence[int]) -> NDArray[np.float3
     return np.equal(mask, np.array(labels, np.uint8)[:, None, None]).astype(np.float32)
 
 
-def ceiling_dice(mask: NDArray[np.uint8], size: Size, labels: Sequence[int]) -> dict[int, float]:
-    """The Dice of a mask taken to a size and back: the best that a network working at that size can score.
+def ceiling_dice(masks: NDArray[np.uint8], size: Size, labels: Sequence[int]) -> dict[int, float]:
+    """The Dice of masks taken to a size and back: the best that a network working at that size can score.
 
     Down by `resize_mask`; up as soft maps, then decided as a prediction is, at thresholds of 0.5.
 
     Args:
-        mask: (H, W).
+        masks: (S, H, W), slices that are counted together.
         size: (h, w) of the network's input in pixels.
         labels: The values to score, above 0 and one at least. Values not among them count as background.
 
     Returns:
-        Dice in [0, 1] per label; 1 for a label that ``mask`` has not.
+        Dice in [0, 1] per label; 1 for a label that ``masks`` has not.
     """
-    small = one_hot(resize_mask(mask, size), labels)
-    height, width = mask.shape
-    decided = decide(resize_probabilities(small, (height, width)), [0.5] * len(labels))
-    return {label: count(decided == index, mask == label).dice for index, label in enumerate(labels, start=1)}
+    totals = dict.fromkeys(labels, Counts())
+    for mask in masks[masks.any(axis=(1, 2))]:
+        small = one_hot(resize_mask(mask, size), labels)
+        decided = decide(resize_probabilities(small, _size(mask)), [0.5] * len(labels))
+        for index, label in enumerate(labels, start=1):
+            totals[label] += count(decided == index, mask == label)
+    return {label: counts.dice for label, counts in totals.items()}
 
 
-def _resize_planes(planes: NDArray[np.generic], size: Size) -> NDArray[np.float32]:
+def _size(array: NDArray[np.generic]) -> Size:
+    height, width = array.shape[-2:]
+    return height, width
+
+
+def _part_for(
+    array: NDArray[np.generic], size: Size, window: Box | None
+) -> tuple[tuple[int, int], NDArray[np.generic]]:
+    """The pixels (..., H, W) that a window of the resized array depends on, and where they lie: (top, left)."""
+    if window is None:
+        return (0, 0), array
+    own = _size(array)
+    if own == size:
+        top, left, height, width = window
+        return (top, left), array[..., top : top + height, left : left + width]
+    bounds = []
+    for start, length, here, there in zip(window[:2], window[2:], own, size, strict=True):
+        step = here / there
+        margin = max(step, 1.0) + 1
+        bounds.append((max(0, int(start * step - margin)), min(here, math.ceil((start + length) * step + margin))))
+    (top, bottom), (left, right) = bounds
+    return (top, left), array[..., top:bottom, left:right]
+
+
+def _resize_planes(
+    planes: NDArray[np.generic],
+    size: Size,
+    window: Box | None = None,
+    at: tuple[int, int] = (0, 0),
+    whole: Size | None = None,
+) -> NDArray[np.float32]:
+    """A window (None for all) of planes resized to ``size``; ``planes`` are those of ``whole`` size from ``at`` on."""
     # Plane by plane: interleaving three planes into Pillow's RGB costs more than it saves.
+    box = None
     height, width = size
+    if window is not None and whole is not None:
+        if whole == size:
+            top, left = window[0] - at[0], window[1] - at[1]
+            return planes[:, top : top + window[2], left : left + window[3]].astype(np.float32)
+        down, across = whole[0] / size[0], whole[1] / size[1]
+        top, left, height, width = window
+        box = (
+            max(0.0, left * across - at[1]),
+            max(0.0, top * down - at[0]),
+            min(planes.shape[2], (left + width) * across - at[1]),
+            min(planes.shape[1], (top + height) * down - at[0]),
+        )
     resized = np.empty((len(planes), height, width), np.float32)
     for plane, target in zip(planes, resized, strict=True):
-        target[...] = np.asarray(Image.fromarray(plane).resize((width, height), Image.Resampling.BILINEAR))
+        image = Image.fromarray(np.ascontiguousarray(plane))
+        target[...] = np.asarray(image.resize((width, height), Image.Resampling.BILINEAR, box=box))
     return resized

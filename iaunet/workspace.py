@@ -60,6 +60,11 @@ class DatasetFolder:
         return self.root / "preprocessed"
 
     @property
+    def masks(self) -> Path:
+        """The folder of masks made of annotations that are no masks yet, such as polygons."""
+        return self.root / "masks"
+
+    @property
     def runs(self) -> Path:
         """The folder of the runs."""
         return self.root / "runs"

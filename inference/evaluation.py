@@ -9,19 +9,24 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
-from iaunet.dataset import BINARY_CUT, MaskCoding, Problem
-from iaunet.discovery import MASK_SUFFIXES, composed, list_image_files, natural_order
+from iaunet.dataset import BINARY_CUT, MaskCoding, Problem, Slicing
+from iaunet.discovery import IMAGE_ENDINGS, MASK_SUFFIXES, composed, list_images, natural_order
 from iaunet.errors import DatasetError, FileError, PredictionError
-from iaunet.files import FORMATS, read_mask
 from iaunet.grouping import resolve_groups
 from iaunet.inference.scores import CaseScore, ScoreSummary, score_masks, summarise_scores, write_scores
+from iaunet.masks import image_stem
 from iaunet.planners.mask_values import judge_masks
 from iaunet.planners.measures import MOST_MASK_VALUES, Measurement, count_values
 from iaunet.records import to_json
+from iaunet.stacks import MaskStack, read_mask_stack
 from iaunet.storage import write_json
+from iaunet.volumes import require_same_space
 from iaunet.workers import map_in_processes
 
 SCORES, SUMMARY = "scores.csv", "summary.json"
+
+SLICING = Slicing()
+"""Scores are those of whole volumes, so it does not matter how they are cut."""
 
 FOREGROUND = "foreground"
 BINARY_VALUES = (255, 1)
@@ -38,15 +43,14 @@ class Evaluation:
     """How well a folder of masks agrees with the truth.
 
     ``problems`` holds a fault for each case that was not scored, and notes. ``understood`` tells how the values of
-    the masks were read, ``groups_from`` where the groups come from. ``tolerance`` is that of surface Dice in pixels,
-    ``spacing_mm`` is None where distances are in pixels.
+    the masks were read, ``groups_from`` where the groups come from. ``tolerance`` is that of surface Dice in pixels;
+    distances are in mm where every true mask is a volume that tells its spacing.
     """
 
     predictions: str
     truth: str
     understood: str
     groups_from: str
-    spacing_mm: tuple[float, float] | None
     tolerance: float
     problems: tuple[Problem, ...]
     summary: ScoreSummary
@@ -84,6 +88,7 @@ class _Contents:
     pair: MaskPair
     prediction: Mapping[int, int] = field(default_factory=dict)
     truth: Mapping[int, int] = field(default_factory=dict)
+    spacing_mm: tuple[float, float, float] | None = None
     fault: Problem | None = None
 
 
@@ -91,7 +96,7 @@ class _Contents:
 class _ScoreTask:
     pair: MaskPair
     reading: MaskReading
-    spacing_mm: tuple[float, float] | None
+    spacing_mm: tuple[float, float, float] | None
     tolerance: float
 
 
@@ -99,7 +104,6 @@ def evaluate_folders(
     predictions: Path,
     truth: Path,
     groups: str | None,
-    spacing_mm: tuple[float, float] | None = None,
     tolerance: float = 2.0,
     workers: int = 1,
 ) -> Evaluation:
@@ -112,7 +116,6 @@ def evaluate_folders(
         predictions: The folder of predicted masks.
         truth: The folder of true masks.
         groups: Which cases share a patient or video, as `resolve_groups` takes it.
-        spacing_mm: Size of a pixel along each axis; None for distances in pixels.
         tolerance: Tolerance of surface Dice in pixels.
         workers: Processes at most.
 
@@ -127,17 +130,19 @@ def evaluate_folders(
     pairs, problems = pair_masks(predictions, truth)
     grouping = resolve_groups([pair.name for pair in pairs], groups)
     sound, reading, faults = _read_pairs(pairs, workers)
-    tasks = [_ScoreTask(pair=pair, reading=reading, spacing_mm=spacing_mm, tolerance=tolerance) for pair in sound]
+    tasks = [
+        _ScoreTask(pair=each.pair, reading=reading, spacing_mm=each.spacing_mm, tolerance=tolerance) for each in sound
+    ]
+    in_mm = all(each.spacing_mm for each in sound)
     scores = tuple(_in_processes(_score_pair, tasks, workers, "score"))
     return Evaluation(
         predictions=str(predictions),
         truth=str(truth),
         understood=reading.understood,
         groups_from=grouping.source,
-        spacing_mm=spacing_mm,
         tolerance=tolerance,
         problems=(*problems, *faults),
-        summary=summarise_scores(scores, grouping.groups),
+        summary=summarise_scores(scores, grouping.groups, unit="mm" if in_mm else "px"),
         scores=scores,
     )
 
@@ -225,8 +230,8 @@ def judge_folders(predictions: Mapping[int, int], truth: Mapping[int, int]) -> M
 def _masks_by_name(folder: Path) -> dict[str, Path]:
     """The masks below a folder by their names; those of one stem go by their names with ending instead."""
     by_stem = defaultdict(list)
-    for path in list_image_files(folder):
-        stem = composed(path.relative_to(folder).with_suffix("").as_posix())
+    for path in list_images(folder):
+        stem = composed((path.parent.relative_to(folder) / image_stem(path)).as_posix())
         by_stem[_MASK_SUFFIX.sub("", stem)].append(path)
     masks: dict[str, Path] = {}
     for stem, paths in by_stem.items():
@@ -236,13 +241,13 @@ def _masks_by_name(folder: Path) -> dict[str, Path]:
                 raise PredictionError(f"{path} and {masks[name]} have the same name: rename one of them")
             masks[name] = path
     if not masks:
-        raise PredictionError(f"{folder} holds no masks ({', '.join(FORMATS)}): give the folder that holds them")
+        raise PredictionError(f"{folder} holds no masks ({', '.join(IMAGE_ENDINGS)}): give the folder that holds them")
     return masks
 
 
-def _read_pairs(pairs: Sequence[MaskPair], workers: int) -> tuple[list[MaskPair], MaskReading, list[Problem]]:
+def _read_pairs(pairs: Sequence[MaskPair], workers: int) -> tuple[list[_Contents], MaskReading, list[Problem]]:
     """Read all masks for their values: the pairs that can be scored, how to read them, faults of the others."""
-    sound: list[MaskPair] = []
+    sound: list[_Contents] = []
     faults: list[Problem] = []
     predictions: Counter[int] = Counter()
     truth: Counter[int] = Counter()
@@ -250,7 +255,7 @@ def _read_pairs(pairs: Sequence[MaskPair], workers: int) -> tuple[list[MaskPair]
         if contents.fault:
             faults.append(contents.fault)
             continue
-        sound.append(contents.pair)
+        sound.append(contents)
         predictions.update(contents.prediction)
         truth.update(contents.truth)
     if not sound:
@@ -271,23 +276,43 @@ def _inspect_pair(pair: MaskPair) -> _Contents:
     masks = []
     for path in (pair.prediction, pair.truth):
         try:
-            masks.append(read_mask(path))
+            masks.append(read_mask_stack(path, SLICING))
         except FileError as fault:
             return _Contents(pair=pair, fault=Problem.of(str(path), fault))
     prediction, truth = masks
-    if prediction.shape != truth.shape:
-        what = f"is {_by(prediction.shape)}, its truth {_by(truth.shape)} (height x width)"
-        mend = "bring it to the size of the truth, or find the prediction that belongs to it"
-        return _Contents(pair=pair, fault=Problem(level="fault", file=str(pair.prediction), what=what, mend=mend))
-    return _Contents(pair=pair, prediction=count_values(prediction), truth=count_values(truth))
+    fault = _find_misfit(prediction, truth)
+    if fault is not None:
+        return _Contents(pair=pair, fault=Problem.of(str(pair.prediction), fault))
+    return _Contents(
+        pair=pair,
+        prediction=count_values(prediction.values),
+        truth=count_values(truth.values),
+        spacing_mm=truth.spacing_mm,
+    )
+
+
+def _find_misfit(prediction: MaskStack, truth: MaskStack) -> FileError | None:
+    """Why a mask cannot be scored on another: its size, or its place as a volume."""
+    if prediction.values.shape != truth.values.shape:
+        sizes = _by(prediction.values.shape), _by(truth.values.shape)
+        return FileError(
+            f"is {sizes[0]}, its truth {sizes[1]} (height x width)",
+            "bring it to the size of the truth, or find the prediction that belongs to it",
+        )
+    if prediction.header is not None and truth.header is not None:
+        try:
+            require_same_space(truth.header, prediction.header)
+        except FileError as fault:
+            return fault
+    return None
 
 
 def _score_pair(task: _ScoreTask) -> CaseScore:
     pair, reading = task.pair, task.reading
     return score_masks(
         pair.name,
-        reading.prediction.encode(read_mask(pair.prediction)),
-        reading.truth.encode(read_mask(pair.truth)),
+        reading.prediction.encode(read_mask_stack(pair.prediction, SLICING).values),
+        reading.truth.encode(read_mask_stack(pair.truth, SLICING).values),
         reading.labels,
         task.spacing_mm,
         task.tolerance,
@@ -327,5 +352,5 @@ def _listed(values: Iterable[int]) -> str:
     return ", ".join(map(str, sorted(values)))
 
 
-def _by(size: tuple[int, ...]) -> str:
-    return " x ".join(map(str, size))
+def _by(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape[1:] if shape[0] == 1 else shape))

@@ -1,9 +1,9 @@
 """Masks for a folder of images: names, files, what was done before, and a table of what came of each."""
 
 import csv
-import hashlib
 import io
 import logging
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,21 +14,27 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from iaunet.discovery import list_image_files, natural_order
+from iaunet.discovery import IMAGE_ENDINGS, list_images, natural_order
 from iaunet.errors import FileError, IaunetError, PredictionError
-from iaunet.files import FORMATS, is_image_file, read_bytes, read_image, read_made_from, read_mask, write_png
-from iaunet.inference.overlay import draw_overlay
-from iaunet.inference.predictor import Prediction, Predictor
+from iaunet.files import is_image_file, write_png
+from iaunet.inference.mosaic import Prediction
+from iaunet.inference.overlay import draw_stack_overlay
+from iaunet.inference.predictor import Predictor
 from iaunet.inference.runs import Run, choose_folds
-from iaunet.inference.stream import Input, predict_stream
+from iaunet.inference.stream import predict_stream
+from iaunet.masks import image_stem, mask_ending, path_ending, read_made_from, write_mask
 from iaunet.planners.plan import Plan
-from iaunet.preprocessing.cases import prepare_image
+from iaunet.preprocessing.cases import CaseInput, prepare_case
+from iaunet.stacks import Stack, hash_files, is_volume, read_mask_stack, read_stack, read_volume_header, volume_labels
 from iaunet.storage import digest, read_json, remove_leftovers, write_json, write_text
+from iaunet.volumes import VolumeHeader, is_volume_file, write_probabilities
 from iaunet.workspace import locked
 
 logger = logging.getLogger(__name__)
 
 RECORD, TABLE = "predictions.json", "predictions.csv"
+
+_CHANNEL = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,24 +97,24 @@ def predict_folder(
         PredictionError: There is nothing to predict, or the output folder holds other masks.
         WorkspaceError: The output folder cannot be written, or another process is writing there.
     """
-    root, images = list_inputs(inputs, output)
-    names = mask_names([path.relative_to(root) for path in images])
-    jobs = dict(zip(images, names, strict=True))
+    root, found = list_inputs(inputs, output)
+    cases = group_channels(root, found, predictor.plan.channel_files)
+    names = mask_names(cases, [mask_ending(case.files[0], predictor.plan.slicing) for case in cases])
+    jobs = dict(zip(cases, names, strict=True))
     with locked(output, "predicting"):
         _claim(output, model, names, options.overwrite)
-        work = _Work(predictor.plan, root, output, jobs, options, digest(model))
-        for folder in {output, *(file.parent for path in images for file in work.files(path))}:
+        work = _Work(predictor.plan, output, jobs, options, digest(model))
+        for folder in {output, *(file.parent for case in cases for file in work.files(case))}:
             remove_leftovers(folder)
-        found = {} if options.overwrite else {path: work.find(path) for path in images}
-        kept = {path: outcome for path, outcome in found.items() if outcome is not None}
+        before = {} if options.overwrite else {case: work.find(case) for case in cases}
+        kept = {case: outcome for case, outcome in before.items() if outcome is not None}
         outcomes = list(kept.values())
-        waiting = [path for path in images if path not in kept]
-        stream = predict_stream(predictor, waiting, work.load, work.finish)
-        for path, result in tqdm(stream, "predict", len(waiting), unit=" images", disable=None, leave=False):
+        waiting = [case for case in cases if case not in kept]
+        stream = predict_stream(predictor, waiting, work.load, work.finish, options.probabilities)
+        for case, result in tqdm(stream, "predict", len(waiting), unit=" images", disable=None, leave=False):
             if isinstance(result, FileError | PredictionError):
-                name = path.relative_to(root).as_posix()
-                logger.warning("failed: %s: %s", name, result)
-                result = Outcome(image=name, mask="", status="failed", problem=str(result))
+                logger.warning("failed: %s: %s", case.name, result)
+                result = Outcome(image=case.name, mask="", status="failed", problem=str(result))
             elif isinstance(result, IaunetError):
                 raise result
             outcomes.append(result)
@@ -126,30 +132,58 @@ def list_inputs(inputs: Path, output: Path) -> tuple[Path, list[Path]]:
     inputs, output = inputs.resolve(), output.resolve()
     if inputs.is_file():
         root, images = inputs.parent, [inputs]
-        if not is_image_file(inputs):
-            raise PredictionError(f"{inputs} is no image that is read: give one of {', '.join(FORMATS)}")
+        if not (is_image_file(inputs) or is_volume(inputs)):
+            raise PredictionError(f"{inputs} is no image that is read: give one of {', '.join(IMAGE_ENDINGS)}")
     else:
         root = inputs
-        images = list_image_files(inputs)
+        images = list_images(inputs)
         if output.is_relative_to(inputs) and output != inputs:
             images = [path for path in images if not path.is_relative_to(output)]
+        if images == [inputs]:  # the folder of a DICOM series itself
+            root = inputs.parent
     if not images:
-        raise PredictionError(f"{inputs} holds no images ({', '.join(FORMATS)}): check the path")
+        raise PredictionError(f"{inputs} holds no images ({', '.join(IMAGE_ENDINGS)}): check the path")
     if output == root:
         raise PredictionError(f"{output} holds the images themselves: give another folder for the masks")
     return root, images
 
 
-def mask_names(images: Sequence[Path]) -> list[str]:
-    """The mask's path for each image: ``<stem>.png``; images whose stems collide keep their ending before it.
+@dataclass(frozen=True)
+class InputCase:
+    """An image to predict: its path below the folder, with and without ending, and the files of its channels."""
+
+    name: str
+    stem: str
+    files: tuple[Path, ...]
+
+
+def group_channels(root: Path, images: Sequence[Path], channel_files: int) -> list[InputCase]:
+    """The images as cases: where their names end in the channel's number, the files of one case together.
+
+    Args:
+        root: What names are relative to.
+        images: The images.
+        channel_files: How many files a case has whose names end so (``_0000``), 0 if names do not.
+    """
+    groups: dict[tuple[str, str], list[Path]] = {}
+    for path in images:
+        folder, stem, ending = path.parent.relative_to(root), image_stem(path), path_ending(path)
+        numbered = _CHANNEL.fullmatch(stem) if channel_files else None
+        if numbered and int(numbered["channel"]) < channel_files:
+            stem = numbered["case"]
+        groups.setdefault(((folder / (stem + ending)).as_posix(), (folder / stem).as_posix()), []).append(path)
+    return [InputCase(name, stem, tuple(files)) for (name, stem), files in groups.items()]
+
+
+def mask_names(cases: Sequence[InputCase], endings: Sequence[str]) -> list[str]:
+    """The mask's path for each image, with the ending its mask gets; images whose stems collide keep their own too.
 
     A stem also collides with an image's whole name: of ``a.jpg``, ``a.png`` and ``a.jpg.png`` all keep their ending.
     """
-    names = [path.as_posix() for path in images]
-    stems = [path.with_suffix("").as_posix() for path in images]
-    times = Counter(name.lower() for name in (*names, *stems))
+    times = Counter(text.lower() for case in cases for text in {case.name, case.stem})
     return [
-        f"{name}.png" if times[stem.lower()] > 1 else f"{stem}.png" for name, stem in zip(names, stems, strict=True)
+        f"{case.name if times[case.stem.lower()] > 1 else case.stem}{ending}"
+        for case, ending in zip(cases, endings, strict=True)
     ]
 
 
@@ -158,67 +192,90 @@ class _Work:
     """Loads images and writes what was predicted; called from threads."""
 
     plan: Plan
-    root: Path
     output: Path
-    jobs: Mapping[Path, str]
+    jobs: Mapping[InputCase, str]
     options: FolderOptions
     model: str
 
-    def load(self, path: Path) -> Input:
-        return prepare_image(read_image(path).pixels, self.plan)
+    def load(self, case: InputCase) -> CaseInput:
+        return prepare_case(self._read(case), self.plan)
 
-    def find(self, path: Path) -> Outcome | None:
+    def _read(self, case: InputCase) -> Stack:
+        expected = self.plan.channel_files
+        if expected and len(case.files) != expected:
+            raise FileError(
+                f"has {len(case.files)} of {expected} channel files", "add the missing ones, their names end in _0000 ..."
+            )
+        return read_stack(case.files, self.plan.slicing)
+
+    def find(self, case: InputCase) -> Outcome | None:
         """What came of an image before, if all its files say that this model made them from it."""
-        files = self.files(path)
+        files = self.files(case)
         if not files[0].exists():
             return None
         try:
-            made_from = self._made_from(path)
-            labels = self.plan.coding.encode(read_mask(files[0]))
+            made_from = self._made_from(case)
+            labels = self.plan.coding.encode(read_mask_stack(files[0], self.plan.slicing).values)
         except FileError:
             return None
         if any(read_made_from(file) != made_from for file in files):
             return None
-        return self._outcome(path, "kept", labels)
+        return self._outcome(case, "kept", labels)
 
-    def finish(self, path: Path, prediction: Prediction) -> Outcome:
-        made_from = self._made_from(path)
+    def finish(self, case: InputCase, prediction: Prediction) -> Outcome:
+        made_from = self._made_from(case)
+        header = read_volume_header(case.files[0]) if is_volume(case.files[0]) else None
+        labels = prediction.labels
         if self.options.overlay:
-            write_png(self._overlay(path), draw_overlay(read_image(path).pixels, prediction.labels), made_from)
-        if self.options.probabilities:
-            for file, plane in zip(self._probabilities(path), prediction.probabilities, strict=True):
-                write_png(file, np.rint(plane * 65535).astype(np.uint16), made_from)
-        write_png(self.output / self.jobs[path], self.plan.coding.decode(prediction.labels), made_from)
-        return self._outcome(path, "done", prediction.labels)
+            picture = draw_stack_overlay(read_stack(case.files, self.plan.slicing).pixels, labels)
+            write_png(self._overlay(case), picture, made_from)
+        if prediction.probabilities is not None:
+            for file, plane in zip(self._probabilities(case), prediction.probabilities, strict=True):
+                self._write_probabilities(file, plane, case, header, made_from)
+        values = self.plan.coding.decode(labels)
+        write_mask(self.output / self.jobs[case], values, self.plan.slicing, header, case.files, made_from)
+        return self._outcome(case, "done", labels)
 
-    def files(self, path: Path) -> list[Path]:
+    def files(self, case: InputCase) -> list[Path]:
         """All that is written for an image, the mask first."""
-        overlays = [self._overlay(path)] if self.options.overlay else []
-        probabilities = self._probabilities(path) if self.options.probabilities else []
-        return [self.output / self.jobs[path], *overlays, *probabilities]
+        overlays = [self._overlay(case)] if self.options.overlay else []
+        probabilities = self._probabilities(case) if self.options.probabilities else []
+        return [self.output / self.jobs[case], *overlays, *probabilities]
 
-    def _made_from(self, path: Path) -> str:
+    def _write_probabilities(
+        self, file: Path, plane: NDArray[np.float32], case: InputCase, header: VolumeHeader | None, made_from: str
+    ) -> None:
+        if header is not None:
+            like = case.files[0] if is_volume_file(case.files[0]) else header
+            write_probabilities(file, volume_labels(plane, self.plan.slicing), like, made_from)
+        else:
+            write_mask(file, np.rint(plane * 65535).astype(np.uint16), self.plan.slicing, None, case.files, made_from)
+
+    def _made_from(self, case: InputCase) -> str:
         """Names the image's bytes and the model."""
-        return f"{hashlib.sha256(read_bytes(path)).hexdigest()} {self.model}"
+        return f"{hash_files(case.files)} {self.model}"
 
-    def _overlay(self, path: Path) -> Path:
-        return self.output / "overlays" / self.jobs[path]
+    def _overlay(self, case: InputCase) -> Path:
+        mask = self.output / "overlays" / self.jobs[case]
+        return mask.with_name(f"{image_stem(mask)}.png")
 
-    def _probabilities(self, path: Path) -> list[Path]:
-        """A 16-bit PNG a label: 0 for impossible, 65535 for certain."""
-        mask = self.output / "probabilities" / self.jobs[path]
+    def _probabilities(self, case: InputCase) -> list[Path]:
+        """A file an output: 16-bit PNG or TIFF, 0 for impossible and 65535 for certain; float32 for volumes."""
+        mask = self.output / "probabilities" / self.jobs[case]
         labels = self.plan.labels
-        return [mask] if len(labels) == 1 else [mask.with_name(f"{mask.stem}_{label}.png") for label in labels]
+        if len(labels) == 1:
+            return [mask]
+        return [mask.with_name(f"{image_stem(mask)}_{label}{path_ending(mask)}") for label in labels]
 
-    def _outcome(self, path: Path, status: Literal["done", "kept"], labels: NDArray[np.uint8]) -> Outcome:
-        image = path.relative_to(self.root).as_posix()
-        pixels = count_pixels(labels, len(self.plan.labels))
-        return Outcome(image=image, mask=self.jobs[path], status=status, pixels=pixels)
+    def _outcome(self, case: InputCase, status: Literal["done", "kept"], labels: NDArray[np.uint8]) -> Outcome:
+        pixels = count_pixels(labels, self.plan.coding.outputs)
+        return Outcome(image=case.name, mask=self.jobs[case], status=status, pixels=pixels)
 
 
-def count_pixels(labels: NDArray[np.uint8], n_labels: int) -> tuple[int, ...]:
-    """The pixels of each label 1..n."""
-    return tuple(np.bincount(labels.ravel(), minlength=n_labels + 1)[1 : n_labels + 1].tolist())
+def count_pixels(labels: NDArray[np.uint8], outputs: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    """The pixels, or voxels, of each output: a label or the union of several."""
+    counts = np.bincount(labels.ravel(), minlength=256)
+    return tuple(int(counts[list(output)].sum()) for output in outputs)
 
 
 def _claim(output: Path, model: Mapping[str, Any], names: Sequence[str], overwrite: bool) -> None:

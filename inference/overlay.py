@@ -5,24 +5,16 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from scipy import ndimage
+
+from iaunet.contours import LABEL_COLOURS, Colour, find_contour
 
 Picture = NDArray[np.uint8]
 """(H, W, 3), red, green and blue."""
 
-LABEL_COLOURS = (
-    (0, 230, 64),
-    (255, 64, 200),
-    (0, 200, 255),
-    (255, 176, 0),
-    (170, 110, 255),
-    (255, 80, 60),
-    (235, 235, 0),
-    (0, 160, 140),
-)
-"""Red, green, blue of the contour of labels 1, 2, ...; after the last they begin again."""
-
 TRUTH_COLOUR = (255, 255, 255)
+
+MOST_SLICES = 16
+"""Slices of a volume that are shown."""
 
 PIXELS_A_LINE = 256
 """A contour is one pixel wide for so many pixels of the image's longer side."""
@@ -36,7 +28,7 @@ def draw_overlay(
     Args:
         image: (C, H, W). Three channels are shown in colour, else the first in grey. uint8 is shown as it is, other
             types are stretched between their percentiles 0.5 and 99.5.
-        mask: Labels (H, W), each in its colour of `LABEL_COLOURS`.
+        mask: Labels (H, W), each in its colour of `iaunet.contours.LABEL_COLOURS`.
         truth: The true labels (H, W), drawn in white below the mask's contours: white shows where they differ.
 
     Returns:
@@ -50,6 +42,18 @@ def draw_overlay(
         _draw_contours(picture, truth, (TRUTH_COLOUR,))
     _draw_contours(picture, mask, LABEL_COLOURS)
     return picture
+
+
+def draw_stack_overlay(pixels: NDArray[np.generic], labels: NDArray[np.uint8]) -> Picture:
+    """Draw the contours of a case's mask: on its picture, or on a sheet of the slices of a volume that have most of it.
+
+    Args:
+        pixels: (C, slices, H, W).
+        labels: (slices, H, W).
+    """
+    fullest = np.argsort(-np.count_nonzero(labels, axis=(1, 2)), kind="stable")[:MOST_SLICES]
+    pictures = [draw_overlay(pixels[:, number], labels[number]) for number in np.sort(fullest)]
+    return pictures[0] if len(pictures) == 1 else contact_sheet(pictures, columns=4)
 
 
 def contact_sheet(pictures: Sequence[Picture], columns: int, height: int = 256, gap: int = 4) -> Picture:
@@ -93,21 +97,13 @@ def _stretch(image: NDArray[np.generic]) -> NDArray[np.float32]:
     return np.asarray(np.rint(np.clip((values - low) / (high - low), 0, 1) * 255))
 
 
-def _draw_contours(picture: Picture, mask: NDArray[np.uint8], colours: Sequence[tuple[int, int, int]]) -> None:
+def _draw_contours(picture: Picture, mask: NDArray[np.uint8], colours: Sequence[Colour]) -> None:
     """Paint the contour of each label into the picture."""
     if mask.shape != picture.shape[:2]:
         raise ValueError(f"a mask of {mask.shape} px cannot be drawn on an image of {picture.shape[:2]} px")
     thickness = max(1, round(max(mask.shape) / PIXELS_A_LINE))
     for label in np.unique(mask[mask > 0]):
-        picture[_contour(mask == label, thickness)] = colours[(int(label) - 1) % len(colours)]
-
-
-def _contour(shape: NDArray[np.bool_], thickness: int) -> NDArray[np.bool_]:
-    """The pixels along a shape's border, half within and half without; beyond the image is without."""
-    here = shape.astype(np.uint8)
-    most = ndimage.maximum_filter(here, thickness + 1, mode="constant")
-    least = ndimage.minimum_filter(here, thickness + 1, mode="constant")
-    return np.asarray(most != least)
+        picture[find_contour(mask == label, thickness)] = colours[(int(label) - 1) % len(colours)]
 
 
 def _scale(picture: Picture, height: int) -> Picture:

@@ -1,21 +1,21 @@
 """The predictor: an ensemble of trained networks that turns images into masks."""
 
+import itertools
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from iaunet.decision import decide
 from iaunet.device import autocasting, choose_device, is_out_of_memory
 from iaunet.errors import PredictionError
+from iaunet.inference.mosaic import Assembly, Prediction
 from iaunet.inference.runs import Run, choose_folds
 from iaunet.planners.plan import Plan, build_planned_network
-from iaunet.preprocessing.cases import prepare_image
-from iaunet.preprocessing.geometry import Geometry
+from iaunet.preprocessing.cases import prepare_case
+from iaunet.stacks import Stack
 from iaunet.weights import load_weights
 
 logger = logging.getLogger(__name__)
@@ -23,17 +23,6 @@ logger = logging.getLogger(__name__)
 BATCH_SIZES = {"cpu": 4, "cuda": 16, "mps": 8}
 FLIPS: tuple[tuple[int, ...], ...] = ((), (-1,), (-2,), (-2, -1))
 """The axes flipped by mirroring: not at all, left-right, up-down, both."""
-
-
-@dataclass(frozen=True, eq=False)
-class Prediction:
-    """A predicted image at its native size.
-
-    ``labels`` [H, W] uint8 holds 0 for background and i + 1 for label i; ``probabilities`` is [L, H, W] float32.
-    """
-
-    labels: NDArray[np.uint8]
-    probabilities: NDArray[np.float32]
 
 
 class Predictor:
@@ -126,14 +115,21 @@ class Predictor:
         if image.ndim not in (2, 3):
             raise ValueError(f"an image is [H, W] or [H, W, C], not {image.shape}")
         pixels = image[None] if image.ndim == 2 else np.moveaxis(image, 2, 0)
-        prepared, geometry = prepare_image(np.ascontiguousarray(pixels), self.plan)
-        probabilities = self.predict_inputs(prepared[None])[0]
-        return self.plan.coding.decode(self.restore(probabilities, geometry).labels)
+        return self.plan.coding.decode(self.predict_case(Stack(pixels[:, None])).labels[0])
 
-    def restore(self, probabilities: NDArray[np.float32], geometry: Geometry) -> Prediction:
-        """Take probabilities [L, *input_size] to the image's native size and decide its labels."""
-        native = geometry.restore(probabilities)
-        return Prediction(decide(native, self.plan.inference.thresholds), native)
+    def predict_case(self, stack: Stack, keep_probabilities: bool = False) -> Prediction:
+        """Predict a case as read from its files, see `iaunet.stacks.read_stack`.
+
+        Raises:
+            FileError: It does not fit the training images in channels or type.
+        """
+        case = prepare_case(stack, self.plan)
+        assembly = Assembly(case, self.plan, keep_probabilities)
+        rows = case.rows()
+        while batch := list(itertools.islice(rows, self.batch_size)):
+            for probabilities in self.predict_inputs(np.stack(batch)):
+                assembly.add(probabilities)
+        return assembly.prediction
 
     def predict_inputs(self, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
         """The mean probabilities of the ensemble.

@@ -12,14 +12,18 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from iaunet.dataset import IGNORED
 from iaunet.errors import PredictionError
 from iaunet.inference.crossval import LabelSummary, Summary, summarise_label
-from iaunet.metrics import METRICS, Counts, count_case, score_case
+from iaunet.metrics import METRICS, Counts, Label, count_case, score_case
 from iaunet.planners.planner import NO_GROUPS
 from iaunet.storage import read_text, write_text
 
 _COUNTS = tuple(field.name for field in dataclasses.fields(Counts))
 _COLUMNS = ("case", "label", *_COUNTS, *METRICS)
+
+
+DistanceUnit = Literal["px", "mm"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +53,7 @@ class ScoreSummary:
     n_cases: int
     n_groups: int
     sd_over: Literal["cases", "folds"]
+    distance_unit: DistanceUnit
     labels: Mapping[str, LabelSummary]
 
 
@@ -59,23 +64,29 @@ def score_masks(
     label_names: Sequence[str],
     spacing_mm: Sequence[float] | None = None,
     tolerance: float = 2.0,
+    outputs: Sequence[tuple[int, ...]] | None = None,
 ) -> CaseScore:
     """Score the predicted mask of a case.
 
     Args:
         name: The case's name.
-        prediction: Labels 0..n, (H, W).
-        truth: The same, of the same shape.
-        label_names: The names of labels 1..n.
+        prediction: Labels 0..n, (H, W), or (slices, H, W) of a volume; one slice counts as a picture.
+        truth: The same, of the same shape; `IGNORED` pixels count nowhere.
+        label_names: The names of what is scored: labels 1..n, or ``outputs``.
         spacing_mm: Size of a pixel along each axis; None for distances in pixels.
         tolerance: Tolerance of surface Dice in pixels, see `score_case`.
+        outputs: The labels that each of ``label_names`` unites, None for one each.
 
     Raises:
         ValueError: The shapes differ.
     """
-    labels = range(1, len(label_names) + 1)
-    counts = count_case(prediction, truth, labels)
-    metrics = score_case(prediction, truth, labels, spacing_mm, tolerance=tolerance)
+    if truth.ndim == 3 and len(truth) == 1 == len(prediction):
+        prediction, truth = prediction[0], truth[0]
+        spacing_mm = None if spacing_mm is None else spacing_mm[1:]
+    labels: list[Label] = [*(outputs or range(1, len(label_names) + 1))]
+    ignore = IGNORED if (truth == IGNORED).any() else None
+    counts = count_case(prediction, truth, labels, ignore)
+    metrics = score_case(prediction, truth, labels, spacing_mm, ignore, tolerance)
     return CaseScore(
         name=name,
         labels={
@@ -86,7 +97,10 @@ def score_masks(
 
 
 def summarise_scores(
-    scores: Sequence[CaseScore], groups: Mapping[str, str], folds: Mapping[str, int] | None = None
+    scores: Sequence[CaseScore],
+    groups: Mapping[str, str],
+    folds: Mapping[str, int] | None = None,
+    unit: DistanceUnit = "px",
 ) -> ScoreSummary:
     """Sum up the scores of cases, with intervals from a bootstrap over groups.
 
@@ -95,6 +109,7 @@ def summarise_scores(
         groups: The group of each case by its name; empty where groups are not known, and then each case is its own.
         folds: The fold of each case by its name; None where there are none, and then standard deviations are over
             cases.
+        unit: What distances are in.
 
     Raises:
         ValueError: There are no scores: nothing can be said then.
@@ -117,19 +132,20 @@ def summarise_scores(
         n_cases=len(scores),
         n_groups=len(set(groups_of_cases or ())),
         sd_over="folds" if folds else "cases",
+        distance_unit=unit,
         labels=summaries,
     )
 
 
-def format_table(summary: ScoreSummary, distance_unit: Literal["px", "mm"] = "px") -> list[str]:
+def format_table(summary: ScoreSummary) -> list[str]:
     """The lines that show a summary: a block a label, with a second one without the cases that lack the label."""
     known = f"in {summary.n_groups} groups" if summary.n_groups else f"({NO_GROUPS})"
     lines = [f"{summary.n_cases} cases {known}; sd over {summary.sd_over}"]
     for label, of_label in summary.labels.items():
-        lines += ["", *_block(label, of_label.all_cases, distance_unit, of_label.pooled)]
+        lines += ["", *_block(label, of_label.all_cases, summary.distance_unit, of_label.pooled)]
         if of_label.n_empty:
             title = f"{label}, without the {of_label.n_empty} cases whose truth is empty"
-            lines += ["", *_block(title, of_label.with_truth, distance_unit)]
+            lines += ["", *_block(title, of_label.with_truth, summary.distance_unit)]
     return lines
 
 

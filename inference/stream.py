@@ -1,75 +1,142 @@
-"""Images through the network with decoding, computing and encoding at the same time, in flat memory."""
+"""Cases through the network with decoding, computing and encoding at the same time, in flat memory."""
 
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from iaunet.errors import IaunetError
-from iaunet.inference.predictor import Prediction, Predictor
-from iaunet.preprocessing.geometry import Geometry
+from iaunet.inference.mosaic import Assembly, Prediction
+from iaunet.inference.predictor import Predictor
+from iaunet.preprocessing.cases import CaseInput
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-Input = tuple[NDArray[np.float32], Geometry]
 
 THREADS = 2
 """Threads that decode and as many that encode; both leave Python's lock while they work."""
+
+ROWS_WORTH_WAITING = 64
+"""While a case of more rows is under way no further ones are loaded ahead, as its pictures take memory enough."""
+
+
+@dataclass(eq=False)
+class _Job(Generic[Item, Result]):
+    """A case under way: ``last`` is its latest part in the encoders, which take the parts one after the other."""
+
+    item: Item
+    assembly: Assembly
+    last: Future[Result | IaunetError | None] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class _Loaded:
+    """A case with its first row, made beside the network as well."""
+
+    case: CaseInput
+    first: NDArray[np.float32]
 
 
 def predict_stream(
     predictor: Predictor,
     items: Iterable[Item],
-    load: Callable[[Item], Input],
+    load: Callable[[Item], CaseInput],
     finish: Callable[[Item, Prediction], Result],
+    keep_probabilities: bool = False,
 ) -> Iterator[tuple[Item, Result | IaunetError]]:
-    """Predict many images.
+    """Predict many cases.
 
     Args:
         predictor: Runs in the calling thread.
-        items: What stands for an image each; taken from as the work goes on.
-        load: Makes the network's input of an item; called in threads.
+        items: What stands for a case each; taken from as the work goes on.
+        load: Makes the network's inputs of an item; called in threads.
         finish: Does with a prediction what is to be done, and returns what is to be told; called in threads.
+        keep_probabilities: Whether ``finish`` needs the probabilities.
 
     Yields:
         Each item once with its result, or with the error that ``load`` or ``finish`` raised; the order may differ
         from that of the items. A few batches are under way at a time.
     """
-    encoding: deque[tuple[Item, Future[Result | IaunetError]]] = deque()
+    encoding: deque[_Job[Item, Result]] = deque()
+    failed: deque[tuple[Item, IaunetError]] = deque()
     with ThreadPoolExecutor(THREADS) as decoders, ThreadPoolExecutor(THREADS) as encoders:
 
-        def encode(item: Item, probabilities: NDArray[np.float32], geometry: Geometry) -> Result:
-            return finish(item, predictor.restore(probabilities, geometry))
+        def encode(
+            job: _Job[Item, Result], rows: Sequence[NDArray[np.float32]], before: "Future[object] | None"
+        ) -> Result | None:
+            if before is not None:
+                before.result()
+            for row in rows:
+                job.assembly.add(row)
+            return finish(job.item, job.assembly.prediction) if job.assembly.is_complete else None
 
-        loaded = _loaded(decoders, items, load, 2 * predictor.batch_size)
-        while batch := list(itertools.islice(loaded, predictor.batch_size)):
-            ready = [(item, value) for item, value in batch if not isinstance(value, IaunetError)]
-            yield from ((item, value) for item, value in batch if isinstance(value, IaunetError))
-            if ready:
-                probabilities = predictor.predict_inputs(np.stack([image for _, (image, _) in ready]))
-                for (item, (_, geometry)), maps in zip(ready, probabilities, strict=True):
-                    encoding.append((item, encoders.submit(_attempt, encode, item, maps, geometry)))
+        def rows() -> Iterator[tuple[_Job[Item, Result], NDArray[np.float32]]]:
+            for item, loaded in _loaded(decoders, items, load, 2 * predictor.batch_size):
+                if isinstance(loaded, IaunetError):
+                    failed.append((item, loaded))
+                    continue
+                case = loaded.case
+                job = _Job[Item, Result](item, Assembly(case, predictor.plan, keep_probabilities))
+                yield job, loaded.first
+                for number in range(1, len(case.places)):
+                    yield job, case.make(number)
+
+        waiting = rows()
+        while batch := list(itertools.islice(waiting, predictor.batch_size)):
+            probabilities = predictor.predict_inputs(np.stack([image for _, image in batch]))
+            for job, parts in itertools.groupby(zip(batch, probabilities, strict=True), lambda part: part[0][0]):
+                if job.last is None:
+                    encoding.append(job)
+                part = [maps for _, maps in parts]
+                job.last = encoders.submit(_attempt, encode, job, part, job.last)
+            while failed:
+                yield failed.popleft()
             while len(encoding) > 2 * predictor.batch_size:
-                yield _settled(encoding)
+                yield _finished(encoding)
+            if encoding[-1].last is not None and len(encoding) == 1:
+                encoding[-1].last.result()  # one large case: do not pile its rows up before the encoders
+        yield from failed
         while encoding:
-            yield _settled(encoding)
+            yield _finished(encoding)
+
+
+def _finished(encoding: "deque[_Job[Item, Result]]") -> tuple[Item, Result | IaunetError]:
+    """The first case under way, when it is done."""
+    job = encoding.popleft()
+    assert job.last is not None  # cases are queued with their first part
+    result = job.last.result()
+    assert result is not None  # and settled only after their last one
+    return job.item, result
 
 
 def _loaded(
-    pool: ThreadPoolExecutor, items: Iterable[Item], load: Callable[[Item], Input], ahead: int
-) -> Iterator[tuple[Item, Input | IaunetError]]:
+    pool: ThreadPoolExecutor, items: Iterable[Item], load: Callable[[Item], CaseInput], ahead: int
+) -> Iterator[tuple[Item, _Loaded | IaunetError]]:
     """The items with their inputs, in order, a few loaded ahead."""
-    waiting: deque[tuple[Item, Future[Input | IaunetError]]] = deque()
+
+    def load_with_first(item: Item) -> _Loaded:
+        case = load(item)
+        return _Loaded(case, case.make(0))
+
+    waiting: deque[tuple[Item, Future[_Loaded | IaunetError]]] = deque()
     for item in items:
-        waiting.append((item, pool.submit(_attempt, load, item)))
-        if len(waiting) > ahead:
+        waiting.append((item, pool.submit(_attempt, load_with_first, item)))
+        while len(waiting) > ahead or (waiting and _is_large(waiting[0][1])):
             yield _settled(waiting)
     while waiting:
         yield _settled(waiting)
+
+
+def _is_large(future: "Future[_Loaded | IaunetError]") -> bool:
+    if not future.done() or future.exception() is not None:
+        return False
+    loaded = future.result()
+    return isinstance(loaded, _Loaded) and len(loaded.case.places) > ROWS_WORTH_WAITING
 
 
 def _attempt(function: Callable[..., Result], *arguments: object) -> Result | IaunetError:

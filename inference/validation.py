@@ -5,16 +5,17 @@ import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from tqdm import tqdm
 
 from iaunet.dataset import Dataset
-from iaunet.errors import IaunetError
+from iaunet.errors import IaunetError, PredictionError
 from iaunet.files import write_png
-from iaunet.inference.predictor import Prediction, Predictor
+from iaunet.inference.mosaic import Prediction
+from iaunet.inference.predictor import Predictor
 from iaunet.inference.runs import FoldFolder, Run
 from iaunet.inference.scores import (
     CaseScore,
+    DistanceUnit,
     ScoreSummary,
     format_table,
     read_scores,
@@ -22,10 +23,10 @@ from iaunet.inference.scores import (
     summarise_scores,
     write_scores,
 )
-from iaunet.inference.stream import Input, predict_stream
+from iaunet.inference.stream import predict_stream
 from iaunet.preprocessing.arrays import Arrays
 from iaunet.records import to_json
-from iaunet.storage import file_digest, write_json
+from iaunet.storage import file_digest, read_json, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +59,7 @@ def validate_fold(
     order = {name: i for i, name in enumerate(names)}
     scores.sort(key=lambda score: order[score.name])
     write_scores(folder.scores_csv, scores)
-    summary = summarise_scores(scores, _groups(dataset, names))
+    summary = summarise_scores(scores, _groups(dataset, names), unit=_distance_unit(arrays, names))
     write_summary(folder, {**notes, "scores": to_json(summary)})
     return summary
 
@@ -82,11 +83,13 @@ def summarise_run(run: Run, n_folds: int, dataset: Dataset, inflated: str) -> Sc
         return None
     scores: list[CaseScore] = []
     folds: dict[str, int] = {}
+    units = set()
     for fold, folder in enumerate(folders):
         held_out = read_scores(folder.scores_csv)
         scores += held_out
         folds |= {score.name: fold for score in held_out}
-    summary = summarise_scores(scores, _groups(dataset, folds), folds)
+        units.add(_read_unit(folder))
+    summary = summarise_scores(scores, _groups(dataset, folds), folds, units.pop() if len(units) == 1 else "px")
     content = {
         "run": run.name,
         "split": run.record.split,
@@ -109,20 +112,29 @@ def _groups(dataset: Dataset, names: Iterable[str]) -> dict[str, str]:
 
 def _score_cases(predictor: Predictor, folder: FoldFolder, arrays: Arrays, names: Sequence[str]) -> list[CaseScore]:
     plan = predictor.plan
-    row_of = {row.case: i for i, row in enumerate(arrays.index.rows)}
-
-    def load(name: str) -> Input:
-        row = row_of[name]
-        return arrays.images[row].astype(np.float32), arrays.index.rows[row].geometry
 
     def finish(name: str, prediction: Prediction) -> CaseScore:
-        write_png(folder.validation / f"{name}.png", plan.coding.decode(prediction.labels))
-        return score_masks(name, prediction.labels, arrays.truth(name), plan.labels)
+        values = plan.coding.decode(prediction.labels)
+        write_png(folder.validation / f"{name}.png", values.reshape(-1, values.shape[-1]))
+        case = arrays.cases[name]
+        outputs, truth = plan.coding.outputs, arrays.truth(name)
+        return score_masks(name, prediction.labels, truth, plan.labels, case.spacing_mm, outputs=outputs)
 
     scores = []
-    stream = predict_stream(predictor, names, load, finish)
+    stream = predict_stream(predictor, names, arrays.case_input, finish)
     for _, result in tqdm(stream, "validate", len(names), unit=" cases", disable=None, leave=False):
         if isinstance(result, IaunetError):
             raise result
         scores.append(result)
     return scores
+
+
+def _read_unit(folder: FoldFolder) -> DistanceUnit:
+    """The unit of the distances that a finished fold was scored with."""
+    content = read_json(folder.summary_json, PredictionError, "run iaunet_train with --val_only for this fold")
+    return "mm" if content["scores"].get("distance_unit") == "mm" else "px"
+
+
+def _distance_unit(arrays: Arrays, names: Sequence[str]) -> DistanceUnit:
+    """Distances are in mm where that is known for every case."""
+    return "mm" if all(arrays.cases[name].spacing_mm for name in names) else "px"

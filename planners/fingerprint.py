@@ -11,12 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from iaunet.dataset import Case, MaskCoding, Problem
+from iaunet.dataset import Case, MaskCoding, Problem, Slicing
 from iaunet.errors import FileError
 from iaunet.planners.duplicates import Groups, exact_duplicates, near_duplicates
 from iaunet.planners.histogram import Histogram, Intensity
-from iaunet.planners.mask_values import ALL_MASKS, judge_masks
+from iaunet.planners.mask_values import judge_masks
 from iaunet.planners.measures import LabelMeasures, Measurement, MeasureTask, measure_case
+from iaunet.planners.suspicions import ALL_MASKS, find_suspicions
 from iaunet.records import to_json
 from iaunet.resample import Size
 from iaunet.storage import digest
@@ -26,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 INPUT_SIZE: Size = (256, 256)
 """(height, width) of the network's input in pixels, as in the paper."""
+
+DEFAULT_SLICING = Slicing()
 
 MOST_WIDTHS = 200
 """The local width is measured on at most this many cases, spread evenly."""
@@ -37,12 +40,13 @@ LARGEST_NEAR_SHARE = 0.1
 @dataclass(frozen=True, kw_only=True)
 class LabelFingerprint:
     """One label in one case: share of the pixels, components and their median equivalent diameter in native pixels,
-    and the ceiling, its Dice when taken to the input's size and back."""
+    the ceiling, its Dice when taken to the input's size and back, and the same for `TILE_SCALES` where it is low."""
 
     share: float
     components: int
     diameter: float
     ceiling: float
+    tile_ceilings: tuple[float, ...] = ()
 
     @classmethod
     def of(cls, measures: LabelMeasures) -> "LabelFingerprint":
@@ -52,17 +56,19 @@ class LabelFingerprint:
             components=len(measures.diameters),
             diameter=float(np.median(measures.diameters)),
             ceiling=round(measures.ceiling, 4),
+            tile_ceilings=tuple(round(ceiling, 4) for ceiling in measures.tile_ceilings),
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class CaseFingerprint:
-    """One case. ``size`` is (height, width) in pixels, ``spacing_mm`` None when unknown; ``labels`` is None at the
-    labels the case has not; ``local_width`` is in native pixels, None where it was not measured."""
+    """One case. ``shape`` is (slices, height, width) in pixels, ``spacing_mm`` the distance of slices, rows and columns,
+    None when unknown; ``labels`` is None at the labels the case has not; ``local_width`` is in native pixels, None
+    where it was not measured."""
 
     name: str
-    size: tuple[int, int]
-    spacing_mm: tuple[float, float] | None
+    shape: tuple[int, int, int]
+    spacing_mm: tuple[float, float, float] | None
     channels: int
     image_sha256: str
     mask_sha256: str | None
@@ -72,6 +78,11 @@ class CaseFingerprint:
     local_width: float | None
 
     @property
+    def size(self) -> Size:
+        """(height, width) of its pictures in pixels."""
+        return self.shape[1:]
+
+    @property
     def foreground_share(self) -> float:
         """Share of the pixels that have a label."""
         return sum(label.share for label in self.labels if label)
@@ -79,7 +90,18 @@ class CaseFingerprint:
     @property
     def ceiling(self) -> float | None:
         """The mean ceiling of the labels it has, None when it has none."""
-        found = [label.ceiling for label in self.labels if label]
+        return self.ceiling_at(None)
+
+    def ceiling_at(self, scale: int | None) -> float | None:
+        """The mean ceiling of the labels it has at the input's size (None) or a scale by its number in `TILE_SCALES`.
+
+        A label that loses little at the input's size was not measured at other scales, and counts as it is.
+        """
+        found = [
+            label.ceiling if scale is None or not label.tile_ceilings else label.tile_ceilings[scale]
+            for label in self.labels
+            if label
+        ]
         return sum(found) / len(found) if found else None
 
 
@@ -91,7 +113,7 @@ class Fingerprint:
     each. ``near_duplicates`` leaves out groups larger than a tenth of the cases, counted in ``shared_look``.
     """
 
-    version: int = 1
+    version: int = 2
     channels: int
     depth: str
     labels: tuple[str, ...]
@@ -116,6 +138,21 @@ class Fingerprint:
     def ceilings(self) -> NDArray[np.float64]:
         """The ceiling of each case that has foreground."""
         return np.array([case.ceiling for case in self.cases if case.ceiling is not None])
+
+    @property
+    def widths(self) -> NDArray[np.float64]:
+        """The local width in native pixels of the cases where it was measured."""
+        return np.array([case.local_width for case in self.cases if case.local_width is not None])
+
+    def ceilings_at(self, scale: int) -> NDArray[np.float64]:
+        """As `ceilings`, at a scale by its number in `TILE_SCALES`."""
+        found = [case.ceiling_at(scale) for case in self.cases]
+        return np.array([ceiling for ceiling in found if ceiling is not None])
+
+    @property
+    def are_volumes(self) -> bool:
+        """Whether a case has several slices."""
+        return any(case.shape[0] > 1 for case in self.cases)
 
     @property
     def input_widths(self) -> NDArray[np.float64]:
@@ -143,7 +180,14 @@ class Reading:
     faulty: frozenset[str]
 
 
-def fingerprint_dataset(root: Path, cases: Sequence[Case], workers: int, skip_faulty: bool = False) -> Reading:
+def fingerprint_dataset(
+    root: Path,
+    cases: Sequence[Case],
+    workers: int,
+    skip_faulty: bool = False,
+    slicing: Slicing = DEFAULT_SLICING,
+    given: MaskCoding | None = None,
+) -> Reading:
     """Measure all cases of a dataset, each file decoded once.
 
     Args:
@@ -151,12 +195,14 @@ def fingerprint_dataset(root: Path, cases: Sequence[Case], workers: int, skip_fa
         cases: The cases, sorted.
         workers: Processes to use.
         skip_faulty: Go on with the other cases where some have faults.
+        slicing: How volumes are cut and pages understood.
+        given: How mask values stand for labels, where the dataset says so; None to judge it by the masks.
 
     Returns:
         All faults and notes together. ``faulty`` names the cases that have a fault. There is no fingerprint if there
         are such cases and they are not to be skipped, or if the masks taken together cannot be read.
     """
-    tasks = _tasks(root, cases)
+    tasks = _tasks(root, cases, slicing, given)
     pixels, foreground = _Totals(), _Totals()
     measurements = []
     for measured in _measure(tasks, workers):
@@ -168,11 +214,23 @@ def fingerprint_dataset(root: Path, cases: Sequence[Case], workers: int, skip_fa
     depth = _usual_depth(sound)
     problems += _mixed_images(sound, depth, tasks)
     sound = [measurement for measurement in sound if measurement.depth == depth]
+    suspicions = find_suspicions([shapes for measurement in sound for shapes in measurement.shapes])
+    problems += suspicions
     faulty = frozenset(case.name for case in cases) - {measurement.case for measurement in sound}
-    if not sound or (faulty and not skip_faulty):
-        return Reading(None, None, tuple(problems), faulty)
+    suspect = _cases_of({problem.file for problem in suspicions if problem.level == "fault"}, tasks)
+    if not sound or ((faulty or suspect) and not skip_faulty):
+        return Reading(None, None, tuple(problems), faulty | suspect)
+
+    def without(others: frozenset[str]) -> Reading:
+        """As if these cases had never been there: the sums and the coding hold what is spoiled by now."""
+        left = [case for case in cases if case.name not in others]
+        again = fingerprint_dataset(root, left, workers, skip_faulty, slicing, given)
+        return dataclasses.replace(again, problems=(*problems, *again.problems), faulty=others | again.faulty)
+
+    if suspect:
+        return without(faulty | suspect)
     try:
-        coding, notes = judge_masks(sound)
+        coding, notes = (given, []) if given else judge_masks(sound)
     except FileError as fault:
         return Reading(None, None, (*problems, Problem.of(ALL_MASKS, fault)), faulty)
     sound = _measured_by(coding, tasks, sound, workers, foreground)
@@ -180,12 +238,7 @@ def fingerprint_dataset(root: Path, cases: Sequence[Case], workers: int, skip_fa
     if late:
         problems += [problem for measurement in late for problem in measurement.problems]
         faulty |= {measurement.case for measurement in late}
-        if not skip_faulty:
-            return Reading(None, None, tuple(problems), faulty)
-        # the sums and the coding hold what is spoiled by now: measure the others as if it had never been there
-        others = [case for case in cases if case.name not in faulty]
-        again = fingerprint_dataset(root, others, workers, skip_faulty)
-        return dataclasses.replace(again, problems=(*problems, *again.problems), faulty=faulty | again.faulty)
+        return without(faulty) if skip_faulty else Reading(None, None, tuple(problems), faulty)
     channels = max(m.channels for m in sound)
     fingerprint = _sum_up(
         sound,
@@ -195,6 +248,10 @@ def fingerprint_dataset(root: Path, cases: Sequence[Case], workers: int, skip_fa
         foreground.intensity((depth, coding.kind), channels),
     )
     return Reading(fingerprint, coding, (*problems, *notes, *_notes(sound)), faulty)
+
+
+def _cases_of(mask_files: set[str], tasks: Sequence[MeasureTask]) -> frozenset[str]:
+    return frozenset(task.case for task in tasks if task.mask_file in mask_files)
 
 
 class _Totals:
@@ -219,17 +276,21 @@ class _Totals:
         return tuple(Intensity.of(Histogram.union(part)) for part in parts)
 
 
-def _tasks(root: Path, cases: Sequence[Case]) -> list[MeasureTask]:
+def _tasks(
+    root: Path, cases: Sequence[Case], slicing: Slicing, coding: MaskCoding | None
+) -> list[MeasureTask]:
     stride = -(-len(cases) // MOST_WIDTHS)
     return [
         MeasureTask(
             case=case.name,
-            image=root / case.images[0],
+            images=tuple(root / image for image in case.images),
             image_file=case.images[0],
             mask=root / case.mask if case.mask else None,
             mask_file=case.mask,
             input_size=INPUT_SIZE,
             with_width=i % stride == 0,
+            slicing=slicing,
+            coding=coding,
         )
         for i, case in enumerate(cases)
     ]
@@ -254,11 +315,13 @@ def _measured_by(
     for measured in _measure(repeated, workers):
         foreground.add((measured.depth, measured.read_as), measured.foreground)
         corrected[measured.case] = measured.without_histograms()
-    return [corrected.get(m.case) or _by_label(m, coding) for m in measurements]
+    by_label = tasks[0].coding is not None
+    return [corrected.get(m.case) or _by_label(m, coding, by_label) for m in measurements]
 
 
-def _by_label(measurement: Measurement, coding: MaskCoding) -> Measurement:
-    if coding.kind != "values":
+def _by_label(measurement: Measurement, coding: MaskCoding, given: bool) -> Measurement:
+    """Measures by raw value as measures by label, unless they were taken by label."""
+    if coding.kind != "values" or given:
         return measurement
     raw = measurement.labels or {}
     labels = {i: raw[value] for i, value in enumerate(coding.values, start=1) if value in raw}
@@ -339,8 +402,8 @@ def _case_fingerprint(measurement: Measurement, n_labels: int) -> CaseFingerprin
     labels = measurement.labels or {}
     return CaseFingerprint(
         name=measurement.case,
-        size=measurement.size,
-        spacing_mm=None,
+        shape=measurement.shape,
+        spacing_mm=measurement.spacing_mm,
         channels=measurement.channels,
         image_sha256=measurement.image_sha256,
         mask_sha256=measurement.mask_sha256,

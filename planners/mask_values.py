@@ -6,12 +6,10 @@ from collections.abc import Sequence
 from iaunet.dataset import MaskCoding, Problem
 from iaunet.errors import FileError
 from iaunet.planners.measures import MOST_MASK_VALUES, Measurement
+from iaunet.planners.suspicions import ALL_MASKS
 
 RAREST_VALUE = 1e-4
 """A value with a smaller share of all pixels is taken for noise, not for a label."""
-
-ALL_MASKS = "masks"
-"""Stands for the file where a problem is one of all masks together."""
 
 LARGEST_VALUE = 65535
 BINARY_TOLERANCE = 16

@@ -1,7 +1,6 @@
 """What is measured on one case: everything the fingerprint needs, from one decoding of each file."""
 
 import dataclasses
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,16 +10,29 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from iaunet.dataset import BINARY_CUT, MaskCoding, Problem
+from iaunet.dataset import BINARY_CUT, IGNORED, MaskCoding, Problem, Slicing
 from iaunet.errors import FileError
-from iaunet.files import decode_image, decode_mask, read_bytes
 from iaunet.planners.histogram import Histogram, Intensity
+from iaunet.planners.suspicions import CaseShapes, measure_shape
 from iaunet.resample import Size, ceiling_dice, resize_image
+from iaunet.stacks import Stack, read_mask_stack, read_stack
 
 MOST_MASK_VALUES = 32
 """A mask with more values is no map of labels."""
 
 THUMBNAIL_SIDE = 32
+
+TILE_SCALES = (0.25, 0.5)
+"""What pictures may be resized by before they are cut into tiles, besides not at all."""
+
+MOST_SHAPES = 8
+"""Masks of more values are no label maps whose labels could be told apart by shape."""
+
+MOST_SHAPE_SLICES = 16
+LARGEST_FOR_SHAPES = 2**23
+
+HIGH_CEILING = 0.97
+"""The ceiling from which the input's size loses little."""
 
 CodingKind = Literal["values", "binary", "nonzero"]
 
@@ -34,30 +46,34 @@ class MeasureTask:
     """
 
     case: str
-    image: Path
+    images: tuple[Path, ...]
     image_file: str
     mask: Path | None
     mask_file: str | None
     input_size: Size
     with_width: bool
+    slicing: Slicing = Slicing()
     coding: MaskCoding | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class LabelMeasures:
     """One label in one case: ``share`` of the pixels, equivalent ``diameters`` of its components in native pixels,
-    and ``ceiling``, the Dice of its mask taken to the input's size and back."""
+    and ``ceiling``, the Dice of its mask taken to the input's size and back. ``tile_ceilings`` are the same for its
+    pictures resized by `TILE_SCALES`, empty where the input's size loses little."""
 
     share: float
     diameters: tuple[float, ...]
     ceiling: float
+    tile_ceilings: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Measurement:
     """What was measured on a case.
 
-    ``problems`` is empty unless a file cannot be used, and then the rest is empty. ``size`` is (height, width).
+    ``problems`` is empty unless a file cannot be used, and then the rest is empty. ``shape`` is (slices, height,
+    width), ``spacing_mm`` the distance of slices, rows and columns.
     ``labels`` holds the measures by label, or by raw mask value where no coding was given. ``mask_values`` counts
     the raw values. ``instances`` is n where the values are 1..n, a connected component each, else 0.
     ``local_width`` is in native pixels. ``thumbnail`` is 32x32 grey, uint8.
@@ -65,7 +81,8 @@ class Measurement:
 
     case: str
     problems: tuple[Problem, ...] = ()
-    size: Size = (0, 0)
+    shape: tuple[int, int, int] = (0, 0, 0)
+    spacing_mm: tuple[float, float, float] | None = None
     depth: str = ""
     image_sha256: str = ""
     mask_sha256: str | None = None
@@ -80,6 +97,7 @@ class Measurement:
     instances: int = 0
     labels: Mapping[int, LabelMeasures] | None = None
     local_width: float | None = None
+    shapes: tuple[CaseShapes, ...] = ()
 
     @property
     def channels(self) -> int:
@@ -94,51 +112,75 @@ class Measurement:
 def measure_case(task: MeasureTask) -> Measurement:
     """Measure one case; faults of its files are part of the result."""
     problems = []
-    image_bytes = mask_bytes = b""
-    image = mask = None
+    stack = mask = None
     try:
-        image_bytes = read_bytes(task.image)
-        image = decode_image(image_bytes)
+        stack = read_stack(task.images, task.slicing)
     except FileError as fault:
         problems.append(Problem.of(task.image_file, fault))
     if task.mask is not None and task.mask_file is not None:
         try:
-            mask_bytes = read_bytes(task.mask)
-            mask = decode_mask(mask_bytes)
-            if image is not None and mask.shape != image.size:
-                raise FileError(
-                    f"mask is {_by(mask.shape)}, its image {_by(image.size)} (height x width)",
-                    "bring the mask to the image's size, or find the mask that belongs to it",
-                )
+            mask = read_mask_stack(task.mask, task.slicing, stack)
+            if task.coding is not None:
+                task.coding.encode(mask.values)
         except FileError as fault:
             problems.append(Problem.of(task.mask_file, fault))
-    if problems or image is None:
+    if problems or stack is None:
         return Measurement(case=task.case, problems=tuple(problems))
-    if mask is None:
-        mask = np.zeros(image.size, np.uint8)
-    values = count_values(mask)
-    read_as, labelled = _label_map(mask, values, task.coding)
-    foreground = labelled > 0
-    histograms = tuple(Histogram.of(plane) for plane in image.pixels)
-    foreground_histograms = tuple(Histogram.of(plane[foreground]) for plane in image.pixels)
+    raw = np.zeros(stack.shape, np.uint8) if mask is None else mask.values
+    values = count_values(raw)
+    read_as, labelled = _label_map(raw, values, task.coding)
+    foreground = (labelled > 0) & ((labelled != IGNORED) if task.coding else True)
+    histograms = tuple(Histogram.of(plane) for plane in stack.pixels)
+    foreground_histograms = tuple(Histogram.of(plane[foreground]) for plane in stack.pixels)
     return Measurement(
         case=task.case,
-        size=image.size,
-        depth=str(image.pixels.dtype),
-        image_sha256=hashlib.sha256(image_bytes).hexdigest(),
-        mask_sha256=hashlib.sha256(mask_bytes).hexdigest() if task.mask else None,
+        shape=stack.shape,
+        spacing_mm=stack.spacing_mm,
+        depth=str(stack.pixels.dtype),
+        image_sha256=stack.sha256,
+        mask_sha256=mask.sha256 if mask else None,
         histograms=histograms,
         foreground=foreground_histograms,
         intensity=tuple(map(Intensity.of, histograms)),
         foreground_intensity=tuple(map(Intensity.of, foreground_histograms)),
-        thumbnail=_thumbnail(image.pixels),
-        has_transparency=image.has_transparency,
+        thumbnail=_thumbnail(stack),
+        has_transparency=stack.has_transparency,
         mask_values=values,
         read_as=read_as,
-        instances=_count_instances(mask, values),
-        labels=_measure_labels(labelled, task.input_size),
-        local_width=local_width(foreground) if task.with_width and foreground.any() else None,
+        instances=_count_instances(raw, values),
+        labels=_measure_labels(np.where(foreground, labelled, 0), task.input_size),
+        local_width=local_width(_fullest(foreground)) if task.with_width and foreground.any() else None,
+        shapes=_measure_shapes(task, stack, labelled, values) if task.mask_file else (),
     )
+
+
+def _measure_shapes(
+    task: MeasureTask, stack: Stack, labelled: NDArray[np.integer], values: Mapping[int, int]
+) -> tuple[CaseShapes, ...]:
+    """The shapes of the labels in evenly spread slices that have any; none of images too large to be quick."""
+    labels = [value for value in count_values(labelled) if value > 0]
+    if len(labels) > MOST_SHAPES or stack.shape[1] * stack.shape[2] > LARGEST_FOR_SHAPES:
+        return ()
+    full = np.flatnonzero((labelled > 0).any(axis=(1, 2)))
+    return tuple(
+        CaseShapes(
+            name=task.case,
+            mask_file=str(task.mask_file),
+            shapes={
+                label: measure_shape(labelled[number] == label, stack.pixels[:, number].mean(axis=0, dtype=np.float32))
+                for label in labels
+                if (labelled[number] == label).any()
+            },
+            values=frozenset(values),
+        )
+        for number in full[:: -(-len(full) // MOST_SHAPE_SLICES) or 1]
+    )
+
+
+def _fullest(foreground: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """The slice with most foreground."""
+    slices: NDArray[np.bool_] = foreground[foreground.sum((1, 2)).argmax()]
+    return slices
 
 
 def count_values(mask: NDArray[np.integer]) -> dict[int, int]:
@@ -185,20 +227,31 @@ def _measure_labels(labelled: NDArray[np.integer], input_size: Size) -> dict[int
     if not present:
         return {}
     compact = np.zeros(labelled.shape, np.uint8)
-    for index, value in enumerate(present, start=1):
+    for index, value in enumerate(present[:IGNORED], start=1):
         compact[labelled == value] = index
-    ceilings = ceiling_dice(compact, input_size, range(1, len(present) + 1))
+    labels = range(1, len(present[:IGNORED]) + 1)
+    ceilings = ceiling_dice(compact, input_size, labels)
+    tiles: list[dict[int, float]] = []
+    if min(ceilings.values()) < HIGH_CEILING:
+        height, width = compact.shape[1:]
+        sizes = [(max(1, round(height * scale)), max(1, round(width * scale))) for scale in TILE_SCALES]
+        tiles = [ceiling_dice(compact, size, labels) for size in sizes]
     measures = {}
-    for index, value in enumerate(present, start=1):
-        components, _ = ndimage.label(compact == index, structure=np.ones((3, 3)))
+    for index, value in zip(labels, present, strict=False):
+        components, _ = ndimage.label(compact == index, structure=np.ones((3, 3, 3)))
         areas = np.bincount(components.ravel())[1:]
-        diameters = np.sqrt(areas * 4 / np.pi)
         measures[value] = LabelMeasures(
             share=float(areas.sum() / labelled.size),
-            diameters=tuple(round(float(diameter), 2) for diameter in diameters),
+            diameters=tuple(round(float(diameter), 2) for diameter in _diameters(areas, labelled.shape[0] > 1)),
             ceiling=ceilings[index],
+            tile_ceilings=tuple(ceiling[index] for ceiling in tiles),
         )
     return measures
+
+
+def _diameters(areas: NDArray[np.integer], are_volumes: bool) -> NDArray[np.float64]:
+    """The diameters of the circles, or of the balls, with as many pixels or voxels."""
+    return np.cbrt(areas * 6 / np.pi) if are_volumes else np.sqrt(areas * 4 / np.pi)
 
 
 def _count_instances(mask: NDArray[np.integer], values: Mapping[int, int]) -> int:
@@ -211,16 +264,14 @@ def _count_instances(mask: NDArray[np.integer], values: Mapping[int, int]) -> in
 
 
 def _is_one_component(shape: NDArray[np.bool_]) -> bool:
-    _, n = ndimage.label(shape, structure=np.ones((3, 3)))
+    _, n = ndimage.label(shape, structure=np.ones((3,) * shape.ndim))
     return bool(n == 1)
 
 
-def _thumbnail(pixels: NDArray[np.generic]) -> NDArray[np.uint8]:
-    small: NDArray[np.float32] = resize_image(pixels, (THUMBNAIL_SIDE, THUMBNAIL_SIDE)).mean(axis=0)
+def _thumbnail(stack: Stack) -> NDArray[np.uint8]:
+    """The middle slice, small and grey."""
+    middle = stack.pixels[:, stack.shape[0] // 2]
+    small: NDArray[np.float32] = resize_image(middle, (THUMBNAIL_SIDE, THUMBNAIL_SIDE)).mean(axis=0)
     low, high = float(small.min()), float(small.max())
     stretched: NDArray[np.uint8] = np.rint((small - low) * (255 / max(high - low, 1e-6))).astype(np.uint8)
     return stretched
-
-
-def _by(size: tuple[int, ...]) -> str:
-    return " x ".join(map(str, size))

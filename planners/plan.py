@@ -7,7 +7,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from iaunet.dataset import MaskCoding
+import numpy as np
+from numpy.typing import NDArray
+
+from iaunet.dataset import MaskCoding, Slicing
+from iaunet.decision import decide, decide_regions
 from iaunet.errors import NetworkError, PlanError
 from iaunet.networks import DEPTHS, build_network, check_network
 from iaunet.planners.recipes import Recipe
@@ -17,8 +21,21 @@ from iaunet.storage import digest, read_json, write_json
 if TYPE_CHECKING:
     from torch import nn
 
-PLAN_VERSION = 1
+PLAN_VERSION = 2
 SIDE_STEP = 16
+PREPARATION = (
+    "channels",
+    "depth",
+    "coding",
+    "slicing",
+    "input_mode",
+    "input_size",
+    "tile_scale",
+    "equal_spacing",
+    "normalisation",
+)
+"""The fields of a plan that say how a case becomes rows of the arrays."""
+
 REPLAN = "correct it, or run iaunet_plan_and_preprocess with --replan for a new plan"
 
 
@@ -26,13 +43,15 @@ REPLAN = "correct it, or run iaunet_plan_and_preprocess with --replan for a new 
 class Normalisation:
     """How intensities are normalised.
 
-    ``dataset``: minus ``mean``, divided by ``sd``, a number each channel in the units of the files. ``case``: each
-    image is clipped to its own ``percentiles`` and brought to mean 0 and sd 1. No sd is taken as less than 1e-6.
+    ``dataset``: minus ``mean``, divided by ``sd``, a number each channel in the units of the files, after clipping to
+    ``windows`` if there are any, a lowest and highest value each channel. ``case``: each case is clipped to its own
+    ``percentiles`` and brought to mean 0 and sd 1. No sd is taken as less than 1e-6.
     """
 
     kind: Literal["dataset", "case"]
     mean: tuple[float, ...] = ()
     sd: tuple[float, ...] = ()
+    windows: tuple[tuple[float, float], ...] = ()
     percentiles: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
@@ -41,6 +60,9 @@ class Normalisation:
             require(fits, "mean", self.mean, "a number for each channel")
             require(len(self.sd) == len(self.mean), "sd", self.sd, f"{len(self.mean)} numbers, as in mean")
             require(all(sd >= 0 for sd in self.sd), "sd", self.sd, "numbers of 0 or more")
+        fits = not self.windows or len(self.windows) == len(self.mean)
+        require(fits, "windows", self.windows, "a lowest and a highest value for each channel")
+        require(all(low < high for low, high in self.windows), "windows", self.windows, "rising pairs of numbers")
         if self.percentiles is not None:
             low, high = self.percentiles
             require(0 <= low < high <= 100, "percentiles", self.percentiles, "two rising numbers in 0 to 100")
@@ -83,7 +105,10 @@ class InferencePlan:
 class Plan:
     """What training and inference must agree on.
 
-    Sizes are (height, width) in pixels. ``depth`` is the pixel type of the image files (numpy's name).
+    Sizes are (height, width) in pixels. ``depth`` is the pixel type of the image files (numpy's name). ``labels``
+    names the network's outputs: labels, or regions of them. ``tile_scale`` is what pictures are resized by before
+    they are cut into tiles; with ``equal_spacing`` their pixels are made square in mm first. ``channel_files`` is how
+    many files a case consists of where their names end in the channel's number as nnU-Net's do (``_0000``), else 0.
     ``fingerprint`` is the digest of the data it was made for. ``why`` explains
     a field's choice by the figures behind it, ``warnings`` tells what to keep in mind. ``planned`` is the digest of
     the plan as the planner made it: a plan edited by hand no longer has it.
@@ -97,8 +122,12 @@ class Plan:
     depth: str
     labels: tuple[str, ...]
     coding: MaskCoding
-    input_mode: Literal["resize", "letterbox"]
+    slicing: Slicing = Slicing()
+    channel_files: int = 0
+    input_mode: Literal["resize", "letterbox", "tiles"]
     input_size: tuple[int, int]
+    tile_scale: float = 1.0
+    equal_spacing: bool = False
     normalisation: Normalisation
     network: NetworkPlan
     recipe: Recipe
@@ -113,8 +142,9 @@ class Plan:
         require(1 <= self.channels <= 64, "channels", self.channels, "a whole number from 1 to 64")
         n = len(self.labels)
         require(1 <= len({*self.labels}) == n <= 255, "labels", self.labels, "1 to 255 different names")
-        written = self.coding.written
-        require(len(written) == n, "coding.written", written, f"{n} values, one a label")
+        outputs = self.coding.outputs
+        require(len(outputs) == n, "coding", outputs, f"{n} labels or regions, as in labels")
+        require(0 < self.tile_scale <= 1, "tile_scale", self.tile_scale, "a number above 0, 1 at most")
         thresholds = self.inference.thresholds
         require(len(thresholds) == n, "inference.thresholds", thresholds, f"{n} numbers, one a label")
         size = self.input_size
@@ -131,10 +161,21 @@ class Plan:
         return self.planned != content_digest(self)
 
     @cached_property
+    def preparation_digest(self) -> str:
+        """Names how a case is prepared, whatever the other cases are."""
+        return digest({name: to_json(getattr(self, name)) for name in PREPARATION})
+
+    @cached_property
     def arrays_digest(self) -> str:
-        """Names what the preprocessed arrays depend on."""
-        fields = ("fingerprint", "channels", "depth", "coding", "input_mode", "input_size", "normalisation")
-        return digest({name: to_json(getattr(self, name)) for name in fields})
+        """Names what the preprocessed arrays depend on: the data and how they are prepared."""
+        return digest({name: to_json(getattr(self, name)) for name in ("fingerprint", *PREPARATION)})
+
+    def decide(self, probabilities: NDArray[np.float32]) -> NDArray[np.uint8]:
+        """The labels [...] of probabilities [outputs, ...], see `iaunet.decision`."""
+        thresholds = self.inference.thresholds
+        if self.coding.regions:
+            return decide_regions(probabilities, thresholds, self.coding.painted)
+        return decide(probabilities, thresholds)
 
 
 def decisions(plan: Plan) -> dict[str, Any]:

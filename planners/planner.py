@@ -10,7 +10,7 @@ from iaunet.planners import rules
 from iaunet.planners.fingerprint import INPUT_SIZE, Fingerprint
 from iaunet.planners.plan import InferencePlan, NetworkPlan, Normalisation, Plan, content_digest
 from iaunet.planners.recipes import RECIPES, Recipe
-from iaunet.planners.rules import Choice
+from iaunet.planners.rules import Choice, InputMode
 
 USUAL_WIDTH = 64
 
@@ -28,6 +28,7 @@ class AutoPlanner:
         fingerprint: Fingerprint,
         width: int | None = None,
         missing_splits: Mapping[str, str] | None = None,
+        before: Plan | None = None,
     ) -> Plan:
         """Decide everything.
 
@@ -36,12 +37,13 @@ class AutoPlanner:
             fingerprint: What was measured on it.
             width: Channels of the network's first stage, when the user wishes others than the planner's.
             missing_splits: The splits that could not be made, with the reason.
+            before: The plan of an earlier state of the data.
         """
         mode = self.choose_input_mode(fingerprint)
-        normalisation = self.choose_normalisation(fingerprint)
+        normalisation = self.choose_normalisation(dataset, fingerprint, before)
         network = self.choose_network(width)
-        recipe = self.choose_recipe(fingerprint)
-        inference = self.choose_inference(fingerprint)
+        recipe = self.choose_recipe(fingerprint, mode.value)
+        inference = self.choose_inference(dataset)
         split = self.choose_split(dataset, fingerprint, missing_splits or {})
         plan = Plan(
             planner=self.name,
@@ -51,8 +53,12 @@ class AutoPlanner:
             depth=fingerprint.depth,
             labels=dataset.labels,
             coding=dataset.coding,
-            input_mode=mode.value,
+            slicing=dataset.slicing,
+            channel_files=dataset.channel_files,
+            input_mode=mode.value.mode,
             input_size=self.choose_input_size(),
+            tile_scale=mode.value.tile_scale,
+            equal_spacing=mode.value.equal_spacing,
             normalisation=normalisation.value,
             network=network.value,
             recipe=recipe.value,
@@ -66,7 +72,7 @@ class AutoPlanner:
                 "inference": inference.why,
                 "split": split.why,
             },
-            warnings=_warnings(dataset, fingerprint),
+            warnings=_warnings(dataset, fingerprint, mode.value),
         )
         return dataclasses.replace(plan, planned=content_digest(plan))
 
@@ -74,13 +80,15 @@ class AutoPlanner:
         """(height, width) of the network's input: the paper's."""
         return INPUT_SIZE
 
-    def choose_input_mode(self, fingerprint: Fingerprint) -> Choice[Literal["resize", "letterbox"]]:
-        """Stretched or with its aspect kept."""
+    def choose_input_mode(self, fingerprint: Fingerprint) -> Choice[InputMode]:
+        """Stretched, with its aspect kept, or cut into tiles."""
         return rules.choose_input_mode(fingerprint, self.choose_input_size())
 
-    def choose_normalisation(self, fingerprint: Fingerprint) -> Choice[Normalisation]:
-        """By the dataset's statistics or by each image's own."""
-        return rules.choose_normalisation(fingerprint)
+    def choose_normalisation(
+        self, dataset: Dataset, fingerprint: Fingerprint, before: Plan | None
+    ) -> Choice[Normalisation]:
+        """By the dataset's statistics or by each case's own."""
+        return rules.choose_normalisation(fingerprint, dataset.channel_kinds, before and before.normalisation)
 
     def choose_split(
         self, dataset: Dataset, fingerprint: Fingerprint, missing: Mapping[str, str]
@@ -109,15 +117,16 @@ class AutoPlanner:
             why += f", and so narrow a network would spend most of its time on {rules.MANY_KEYS} keys"
         return Choice(NetworkPlan(name="iaunet", width=width, depth=5, options=options), why)
 
-    def choose_recipe(self, fingerprint: Fingerprint) -> Choice[Recipe]:
+    def choose_recipe(self, fingerprint: Fingerprint, mode: InputMode) -> Choice[Recipe]:
         """The strongest recipe, for as long as the number of cases asks."""
-        epochs = rules.choose_epochs(fingerprint, RECIPES["best"].batch_size)
-        recipe = dataclasses.replace(RECIPES["best"], epochs=epochs.value)
-        return Choice(recipe, f"best: strong augmentation, cosine schedule, averaged weights; {epochs.why}")
+        choice = rules.choose_epochs(fingerprint, mode, RECIPES["best"].batch_size)
+        draws, epochs = choice.value
+        recipe = dataclasses.replace(RECIPES["best"], draws_a_case=draws, epochs=epochs)
+        return Choice(recipe, f"best: strong augmentation, cosine schedule, averaged weights; {choice.why}")
 
-    def choose_inference(self, fingerprint: Fingerprint) -> Choice[InferencePlan]:
+    def choose_inference(self, dataset: Dataset) -> Choice[InferencePlan]:
         """Mirroring, and thresholds of one half."""
-        thresholds = (0.5,) * len(fingerprint.labels)
+        thresholds = (0.5,) * len(dataset.labels)
         why = "flips are part of training, so averaging over them helps; thresholds 0.5 until fitted"
         return Choice(InferencePlan(mirroring=True, thresholds=thresholds), why)
 
@@ -127,14 +136,14 @@ class PaperPlanner(AutoPlanner):
 
     name = "paper"
 
-    def choose_recipe(self, fingerprint: Fingerprint) -> Choice[Recipe]:
+    def choose_recipe(self, fingerprint: Fingerprint, mode: InputMode) -> Choice[Recipe]:
         """The paper's."""
         why = "paper: brightness and flips, Adam 1e-4, L2 1e-5, batch 16, 500 epochs"
         return Choice(RECIPES["paper"], why)
 
-    def choose_inference(self, fingerprint: Fingerprint) -> Choice[InferencePlan]:
+    def choose_inference(self, dataset: Dataset) -> Choice[InferencePlan]:
         """One pass an image: the paper mentions no mirroring."""
-        thresholds = (0.5,) * len(fingerprint.labels)
+        thresholds = (0.5,) * len(dataset.labels)
         return Choice(InferencePlan(mirroring=False, thresholds=thresholds), "the paper tells of one pass")
 
 
@@ -152,8 +161,8 @@ def find_planner(name: str) -> AutoPlanner:
     return PLANNERS[name]()
 
 
-def _warnings(dataset: Dataset, fingerprint: Fingerprint) -> tuple[str, ...]:
-    lost = rules.find_lost_detail(fingerprint)
+def _warnings(dataset: Dataset, fingerprint: Fingerprint, mode: InputMode) -> tuple[str, ...]:
+    lost = rules.find_lost_detail(fingerprint, mode)
     shared = fingerprint.shared_look
     found = [
         lost,

@@ -68,7 +68,7 @@ class Recipe:
     ``weight_decay`` is the L2 coefficient (Adam: added to the gradient; AdamW: decoupled). ``schedule`` is what the
     learning rate ``lr`` does over the epochs, after ``warmup_epochs`` of linear rise. ``average_weights`` keeps an
     exponential moving average, decay min(``average_decay``, (1 + t) / (10 + t)), that becomes the result. An epoch
-    is each case once, or ``most_steps_an_epoch`` if that is less. ``foreground_rows`` is the least probability of
+    is each case ``draws_a_case`` times, or ``most_steps_an_epoch`` if that is less. ``foreground_rows`` is the least probability of
     drawing a row with foreground from a case that has several rows.
     """
 
@@ -83,6 +83,7 @@ class Recipe:
     clip_gradient_norm: float | None = None
     batch_size: int = 16
     epochs: int = 500
+    draws_a_case: int = 1
     most_steps_an_epoch: int = 250
     foreground_rows: float = 1 / 3
     loss: Literal["bce_dice"] = "bce_dice"
@@ -95,6 +96,7 @@ class Recipe:
         require(0 <= self.average_decay < 1, "average_decay", self.average_decay, "0 or more, below 1")
         require(self.batch_size >= 1, "batch_size", self.batch_size, "1 or more")
         require(self.epochs >= 1, "epochs", self.epochs, "1 or more")
+        require(self.draws_a_case >= 1, "draws_a_case", self.draws_a_case, "1 or more")
         require(self.most_steps_an_epoch >= 1, "most_steps_an_epoch", self.most_steps_an_epoch, "1 or more")
         require(0 <= self.foreground_rows <= 1, "foreground_rows", self.foreground_rows, "a share from 0 to 1")
         clip = self.clip_gradient_norm

@@ -4,13 +4,15 @@ They are filled in a folder beside their own, which is renamed when every row is
 or not there at all.
 """
 
+import dataclasses
 import errno
 import logging
 import math
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import BinaryIO
 
@@ -18,7 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from iaunet.errors import FileError, PreprocessingError, WorkspaceError
-from iaunet.files import read_mask
+from iaunet.files import read_mask, write_png
+from iaunet.preprocessing.cases import CaseInput, Place
 from iaunet.preprocessing.geometry import Geometry
 from iaunet.records import load_record, to_json
 from iaunet.storage import TEMPORARY_SUFFIX, make_folder, naming_disk_faults, sync_folder, write_json
@@ -26,6 +29,9 @@ from iaunet.storage import TEMPORARY_SUFFIX, make_folder, naming_disk_faults, sy
 logger = logging.getLogger(__name__)
 
 IMAGES, MASKS, INDEX, DONE, TRUTH = "images.npy", "masks.npy", "index.json", "done.npy", "truth"
+WITHOUT_FOREGROUND, WITH_FOREGROUND = 1, 2
+"""What stands in `DONE` for a row that is filled; 0 for one that is not."""
+
 AGAIN = "run iaunet_plan_and_preprocess {name} again"
 
 
@@ -33,25 +39,51 @@ AGAIN = "run iaunet_plan_and_preprocess {name} again"
 class Row:
     """One entry of the arrays.
 
-    ``slice`` is the slice's number in a volume, ``tile`` the (top, left) of a tile in pixels; None where the row is
-    a whole picture. ``foreground`` tells whether its mask has any label.
+    ``slice`` is the number of its slice in a volume, 0 in a picture.
     """
 
     case: str
-    slice: int | None = None
-    tile: tuple[int, int] | None = None
+    slice: int
     geometry: Geometry
-    foreground: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArrayCase:
+    """A case of the arrays: its rows lie together.
+
+    ``shape`` is (slices, height, width) in pixels, ``spacing_mm`` the distance of slices, rows and columns, None if
+    unknown. The hashes are those of the files it was made of.
+    """
+
+    name: str
+    shape: tuple[int, int, int]
+    spacing_mm: tuple[float, float, float] | None
+    image_sha256: str
+    mask_sha256: str | None
+    first_row: int
+    n_rows: int
+
+    @property
+    def rows(self) -> range:
+        """The numbers of its rows."""
+        return range(self.first_row, self.first_row + self.n_rows)
+
+    def is_made_like(self, other: "ArrayCase") -> bool:
+        """Whether both have the same files, so that one preparation makes the same rows of them."""
+        return self == dataclasses.replace(other, first_row=self.first_row)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Index:
-    """What the arrays hold: ``made_from`` is the digest of data and plan, rows lie in the order of the arrays."""
+    """What the arrays hold: ``made_from`` is the digest of data and plan, ``prepared`` that of the preparation alone;
+    rows lie in the order of the arrays."""
 
-    version: int = 1
+    version: int = 2
     made_from: str
+    prepared: str
     channels: int
     input_size: tuple[int, int]
+    cases: tuple[ArrayCase, ...]
     rows: tuple[Row, ...]
 
     @property
@@ -74,26 +106,46 @@ class Index:
 class Arrays:
     """The arrays mapped read-only: images float16 [rows, C, H, W], masks uint8 [rows, H, W].
 
-    Beside them lies the true mask of every case at its native size, so that a copied workspace can score without the
+    ``foreground`` [rows] tells which masks have any label. Beside them lies the true mask of every case at its native size, so that a copied workspace can score without the
     raw data.
     """
 
     images: NDArray[np.float16]
     masks: NDArray[np.uint8]
+    foreground: NDArray[np.bool_]
     index: Index
     folder: Path
 
-    def truth(self, case: str) -> NDArray[np.uint8]:
-        """The labels [H, W] of a case at native size, uint8.
+    @cached_property
+    def cases(self) -> dict[str, ArrayCase]:
+        """The cases by name."""
+        return {case.name: case for case in self.index.cases}
+
+    def case_input(self, name: str) -> CaseInput:
+        """The rows of a case, as `prepare_case` made them but for float16."""
+        case = self.cases[name]
+        places = tuple(Place(slice=row.slice, geometry=row.geometry) for row in self._rows(case))
+        return CaseInput(case.shape, places, lambda i: self.images[case.first_row + i].astype(np.float32))
+
+    def truth(self, name: str) -> NDArray[np.uint8]:
+        """The labels [slices, H, W] of a case at native size, uint8.
 
         Raises:
             PreprocessingError: Its file is missing or damaged.
         """
-        path = truth_path(self.folder, case)
+        path = truth_path(self.folder, name)
         try:
-            return read_mask(path).astype(np.uint8)
+            return read_mask(path).astype(np.uint8).reshape(self.cases[name].shape)
         except FileError as fault:
             raise PreprocessingError(f"{path}: {fault.what}: {AGAIN.format(name=self.folder.parent.name)}") from fault
+
+    def _rows(self, case: ArrayCase) -> tuple[Row, ...]:
+        return self.index.rows[case.first_row : case.first_row + case.n_rows]
+
+
+def write_truth(folder: Path, name: str, labels: NDArray[np.uint8]) -> None:
+    """Keep the true mask [slices, H, W] of a case: a PNG with the slices below each other."""
+    write_png(truth_path(folder, name), labels.reshape(-1, labels.shape[-1]))
 
 
 def truth_path(folder: Path, case: str) -> Path:
@@ -120,11 +172,13 @@ def open_arrays(folder: Path, made_from: str) -> Arrays:
     try:
         images = np.load(folder / IMAGES, mmap_mode="r", allow_pickle=False)
         masks = np.load(folder / MASKS, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as fault:
+        done = np.load(folder / DONE, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as fault:
         raise PreprocessingError(f"{folder} cannot be read ({fault}): {mend}") from fault
-    if images.shape != index.image_shape or masks.shape != index.mask_shape:
+    shapes = index.image_shape, index.mask_shape, (len(index.rows),)
+    if (images.shape, masks.shape, done.shape) != shapes:
         raise PreprocessingError(f"{folder} holds arrays of another shape than its index: {mend}")
-    return Arrays(images, masks, index, folder)
+    return Arrays(images, masks, done == WITH_FOREGROUND, index, folder)
 
 
 class PartialArrays:
@@ -141,18 +195,19 @@ class PartialArrays:
         self.index = index
         if not self._can_be_continued():
             self._allocate()
+            self._take_over()
 
     def missing_rows(self) -> list[int]:
         """The rows not filled yet."""
         return np.flatnonzero(np.load(self.folder / DONE) == 0).tolist()
 
-    def mark_done(self, rows: Sequence[int]) -> None:
-        """Count rows as filled; their data must be synced."""
+    def mark_done(self, rows: Mapping[int, bool]) -> None:
+        """Count rows as filled, with or without foreground; their data must be synced."""
         offset = _data_offset(self.folder / DONE)
         with naming_disk_faults(self.folder), (self.folder / DONE).open("rb+") as file:
-            for row in rows:
+            for row, foreground in rows.items():
                 file.seek(offset + row)
-                file.write(b"\1")
+                file.write(bytes([WITH_FOREGROUND if foreground else WITHOUT_FOREGROUND]))
 
     def finish(self) -> None:
         """Put the whole folder in the place of the final one."""
@@ -166,14 +221,35 @@ class PartialArrays:
         sync_folder(self.target.parent)
         remove_old_arrays(self.target)
 
+    def _take_over(self) -> None:
+        """Copy the rows of cases that have not changed from the arrays that are to be replaced."""
+        old = _open_any(self.target)
+        if old is None or old.index.prepared != self.index.prepared:
+            return
+        kept: dict[int, bool] = {}
+        with (
+            naming_disk_faults(self.folder),
+            RowWriter(self.folder, self.index.image_shape) as writer,
+        ):
+            for case in self.index.cases:
+                before = old.cases.get(case.name)
+                path = truth_path(self.folder, case.name)
+                if before is None or not case.is_made_like(before) or not truth_path(self.target, case.name).exists():
+                    continue
+                make_folder(path.parent)
+                shutil.copyfile(truth_path(self.target, case.name), path)
+                for row, there in zip(case.rows, before.rows, strict=True):
+                    writer.write(row, old.images[there], old.masks[there])
+                    kept[row] = bool(old.foreground[there])
+            writer.sync()
+        self.mark_done(kept)
+
     def _can_be_continued(self) -> bool:
         """Whether the folder holds rows of this very index. Files that are not ours to read mean no."""
         try:
-            done = np.load(self.folder / DONE, allow_pickle=False)
-            found = open_arrays(self.folder, self.index.made_from).index
-        except (OSError, ValueError, EOFError, PreprocessingError):
+            return open_arrays(self.folder, self.index.made_from).index == self.index
+        except PreprocessingError:
             return False
-        return found == self.index and done.shape == (len(found.rows),)
 
     def _allocate(self) -> None:
         _remove_folder(self.folder)
@@ -194,7 +270,6 @@ def remove_old_arrays(target: Path) -> None:
     """Delete what killed processes left of earlier arrays, once the final folder is whole."""
     _remove_folder(_partial(target))
     _remove_folder(_old(target))
-    (target / DONE).unlink(missing_ok=True)
 
 
 def _partial(target: Path) -> Path:
@@ -203,6 +278,15 @@ def _partial(target: Path) -> Path:
 
 def _old(target: Path) -> Path:
     return target.with_name(target.name + ".old")
+
+
+def _open_any(folder: Path) -> Arrays | None:
+    """Arrays of whatever data, None if there are none that can be read."""
+    try:
+        index = load_record(Index, folder / INDEX, PreprocessingError, "")
+        return open_arrays(folder, index.made_from)
+    except PreprocessingError:
+        return None
 
 
 class RowWriter:
@@ -224,7 +308,7 @@ class RowWriter:
         self._images.close()
         self._masks.close()
 
-    def write(self, row: int, image: NDArray[np.float32], mask: NDArray[np.uint8]) -> None:
+    def write(self, row: int, image: NDArray[np.floating], mask: NDArray[np.uint8]) -> None:
         """Write the input [C, H, W] (stored as float16) and the mask [H, W] of a row."""
         _write_at(self._images, self._image_offset + row * self._image_bytes, image.astype(np.float16))
         _write_at(self._masks, self._mask_offset + row * self._mask_bytes, mask)

@@ -118,7 +118,7 @@ def _estimate_time(plan: "Plan", n_cases: int, n_folds: int) -> str:
     device = choose_device("auto")
     network = build_planned_network(plan)
     seconds = time_row(network, plan.channels, len(plan.labels), plan.input_size, device)
-    rows = min(n_cases * (n_folds - 1) / n_folds, plan.recipe.most_steps_an_epoch * plan.recipe.batch_size)
+    rows = min(n_cases * plan.recipe.draws_a_case * (n_folds - 1) / n_folds, plan.recipe.most_steps_an_epoch * plan.recipe.batch_size)
     total = n_folds * plan.recipe.epochs * rows * seconds
     narrower = "; --width 8 is much faster" if device.type == "cpu" and total > LONG else ""
     return f"time       about {duration(total)} for {n_folds} folds on {describe_device(device)}{narrower}"

@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from iaunet.dataset import Dataset, Problem, Source
-from iaunet.discovery import discover_cases
 from iaunet.errors import DatasetError, IaunetError, PlanError, WorkspaceError
 from iaunet.grouping import resolve_groups
 from iaunet.planners.fingerprint import Fingerprint, fingerprint_dataset
 from iaunet.planners.folds import Splits, load_splits, make_splits, save_splits
-from iaunet.planners.mask_values import ALL_MASKS
 from iaunet.planners.plan import Plan, decisions, load_plan, save_plan
 from iaunet.planners.planner import AutoPlanner, find_planner
+from iaunet.planners.suspicions import ALL_MASKS
 from iaunet.preprocessing.arrays import Index
+from iaunet.preprocessing.layout import understand
 from iaunet.preprocessing.preprocess import preprocess
 from iaunet.records import differences, to_json
 from iaunet.storage import remove_leftovers, write_json, write_text
@@ -109,14 +109,17 @@ def prepare_dataset(folder: DatasetFolder, source: Source, wish: Preparation) ->
         IaunetError: The raw data have faults (all of them are in problems.csv), a plan or split cannot be made, or
             the disk is full.
     """
-    discovery = discover_cases(source)
-    logger.info("%s: %s", folder.name, discovery.understood)
     with locked(folder.root, "preparing the data set"):
         remove_leftovers(folder.root)
-        reading = fingerprint_dataset(Path(source.root), discovery.cases, wish.workers, source.skip_faulty)
-        problems = [*discovery.problems, *reading.problems]
+        layout = understand(source, folder.masks)
+        logger.info("%s: %s", folder.name, layout.understood)
+        root = Path(source.root)
+        reading = fingerprint_dataset(
+            root, layout.cases, wish.workers, source.skip_faulty, layout.slicing, layout.coding
+        )
+        problems = [*layout.problems, *reading.problems]
         _write_problems(problems, folder.problems_csv)
-        cases = tuple(case for case in discovery.cases if case.name not in reading.faulty)
+        cases = tuple(case for case in layout.cases if case.name not in reading.faulty)
         faults = [problem for problem in problems if problem.level == "fault"]
         if reading.fingerprint is None or reading.coding is None or (faults and not source.skip_faulty):
             _show_problems([p for p in problems if len(faults) > 1 or p.level != "fault"], folder.problems_csv)
@@ -128,9 +131,12 @@ def prepare_dataset(folder: DatasetFolder, source: Source, wish: Preparation) ->
         dataset = Dataset(
             name=folder.name,
             source=source,
-            understood=discovery.understood,
-            labels=reading.fingerprint.labels,
+            understood=layout.understood,
+            labels=layout.labels or reading.fingerprint.labels,
             coding=reading.coding,
+            slicing=layout.slicing,
+            channel_kinds=layout.channel_kinds,
+            channel_files=layout.channel_files,
             cases=cases,
             groups=dict(grouping.groups),
             groups_from=grouping.source,
@@ -146,7 +152,7 @@ def _plan_and_preprocess(
     source = dataset.source
     splits = make_splits(fingerprint, dataset.groups, source.n_folds, _known_folds(folder, dataset, source.n_folds))
     planner = wish.planner or find_planner(source.planner)
-    plan = planner.plan(dataset, fingerprint, source.width, splits.missing)
+    plan = planner.plan(dataset, fingerprint, source.width, splits.missing, _plan_before(folder))
     if not wish.replan:
         plan = _edited_plan(folder, fingerprint) or plan
     _tell_changes(folder, plan)
@@ -158,6 +164,14 @@ def _plan_and_preprocess(
     write_json(folder.dataset_json, to_json(dataset))
     index = preprocess(dataset, fingerprint, plan, folder.preprocessed, wish.workers)
     return Prepared(folder, dataset, fingerprint, plan, splits, index)
+
+
+def _plan_before(folder: DatasetFolder) -> Plan | None:
+    """The plan of an earlier planning, None if there is none that can be read."""
+    try:
+        return load_plan(folder.plan_json)
+    except PlanError:
+        return None
 
 
 def _edited_plan(folder: DatasetFolder, fingerprint: Fingerprint) -> Plan | None:
@@ -182,10 +196,9 @@ def _edited_plan(folder: DatasetFolder, fingerprint: Fingerprint) -> Plan | None
 
 def _tell_changes(folder: DatasetFolder, plan: Plan) -> None:
     """Say what becomes different when a plan is replaced; its runs will not be gone on with."""
-    try:
-        before = load_plan(folder.plan_json)
-    except PlanError:
-        return  # none yet, or one that is being thrown away since it cannot be read
+    before = _plan_before(folder)
+    if before is None:
+        return
     changed = differences(decisions(before), decisions(plan))
     if changed:
         logger.info("the plan changes: %s", "; ".join(changed))

@@ -1,7 +1,6 @@
 """Fills the preprocessed arrays of a dataset in parallel processes."""
 
 import contextlib
-import hashlib
 import logging
 import time
 from collections.abc import Iterator, Sequence
@@ -11,56 +10,76 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from iaunet.dataset import Dataset
+from iaunet.dataset import IGNORED, Dataset
 from iaunet.errors import FileError, PreprocessingError
-from iaunet.files import decode_image, decode_mask, read_bytes, write_png
 from iaunet.planners.fingerprint import Fingerprint
 from iaunet.planners.plan import Plan
-from iaunet.preprocessing.arrays import Index, PartialArrays, Row, RowWriter, open_arrays, remove_old_arrays, truth_path
-from iaunet.preprocessing.cases import prepare_image
-from iaunet.preprocessing.geometry import Geometry
+from iaunet.preprocessing.arrays import (
+    ArrayCase,
+    Index,
+    PartialArrays,
+    Row,
+    RowWriter,
+    open_arrays,
+    remove_old_arrays,
+    write_truth,
+)
+from iaunet.preprocessing.cases import place_rows, prepare_case
+from iaunet.stacks import read_mask_stack, read_stack
 from iaunet.storage import naming_disk_faults
 from iaunet.workers import map_in_processes
 
 logger = logging.getLogger(__name__)
 
-ROWS_A_TASK = 16
-"""Rows that a worker writes and syncs together."""
+ROWS_A_BATCH = 16
+"""Rows that a worker writes and syncs together, about."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class _RowTask:
-    """A row to fill, with the files it is made of and the hashes they had when they were measured."""
+class _CaseTask:
+    """A case whose rows to fill, with the files it is made of and the hashes they had when they were measured."""
 
-    row: int
-    case: str
-    image: Path
-    image_sha256: str
+    case: ArrayCase
+    images: tuple[Path, ...]
     mask: Path | None
-    mask_sha256: str | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Batch:
-    """Rows that one worker fills at a time."""
+    """Cases that one worker fills at a time."""
 
     folder: Path
     index_shape: tuple[int, int, int, int]
     plan: Plan
-    rows: tuple[_RowTask, ...]
+    cases: tuple[_CaseTask, ...]
 
 
 def make_index(fingerprint: Fingerprint, plan: Plan) -> Index:
-    """What the arrays of a plan hold: one row a case."""
-    rows = tuple(
-        Row(
-            case=case.name,
-            geometry=Geometry.of(plan.input_mode, case.size, plan.input_size),
-            foreground=any(case.labels),
+    """What the arrays of a plan hold: rows a case, those of a volume slice by slice."""
+    cases: list[ArrayCase] = []
+    rows: list[Row] = []
+    for case in fingerprint.cases:
+        places = place_rows(case.shape, case.spacing_mm, plan)
+        cases.append(
+            ArrayCase(
+                name=case.name,
+                shape=case.shape,
+                spacing_mm=case.spacing_mm,
+                image_sha256=case.image_sha256,
+                mask_sha256=case.mask_sha256,
+                first_row=len(rows),
+                n_rows=len(places),
+            )
         )
-        for case in fingerprint.cases
+        rows += (Row(case=case.name, slice=place.slice, geometry=place.geometry) for place in places)
+    return Index(
+        made_from=plan.arrays_digest,
+        prepared=plan.preparation_digest,
+        channels=plan.channels,
+        input_size=plan.input_size,
+        cases=tuple(cases),
+        rows=tuple(rows),
     )
-    return Index(made_from=plan.arrays_digest, channels=plan.channels, input_size=plan.input_size, rows=rows)
 
 
 def preprocess(dataset: Dataset, fingerprint: Fingerprint, plan: Plan, folder: Path, workers: int) -> Index:
@@ -84,33 +103,27 @@ def preprocess(dataset: Dataset, fingerprint: Fingerprint, plan: Plan, folder: P
         return index
     start = time.perf_counter()
     arrays = PartialArrays(folder, index)
-    missing = arrays.missing_rows()
-    tasks = _row_tasks(dataset, fingerprint, missing)
-    batches = [
-        _Batch(
-            folder=arrays.folder,
-            index_shape=index.image_shape,
-            plan=plan,
-            rows=tuple(tasks[i : i + ROWS_A_TASK]),
-        )
-        for i in range(0, len(tasks), ROWS_A_TASK)
-    ]
-    bar = tqdm(
-        total=len(index.rows),
-        initial=len(index.rows) - len(missing),
-        desc="preprocess",
-        unit=" rows",
-        disable=None,
-        leave=False,
-    )
-    with bar:
-        for rows in map_in_processes(_fill_rows, batches, workers, items_worth_a_process=2):
+    missing = set(arrays.missing_rows())
+    waiting = [case for case in index.cases if not missing.isdisjoint(case.rows)]
+    kept = len(index.cases) - len(waiting)
+    batches = _batches(arrays, _case_tasks(dataset, waiting), plan)
+    with tqdm(total=len(waiting), desc="preprocess", unit=" cases", disable=None, leave=False) as bar:
+        for batch, rows in zip(
+            batches, map_in_processes(_fill_cases, batches, workers, items_worth_a_process=2), strict=True
+        ):
             arrays.mark_done(rows)
-            bar.update(len(rows))
+            bar.update(len(batch.cases))
     with naming_disk_faults(folder):
         arrays.finish()
     seconds = time.perf_counter() - start
-    logger.info("preprocessed %d rows in %.1f s (%.0f images/s)", len(missing), seconds, len(missing) / seconds)
+    logger.info(
+        "preprocessed %d cases (%d rows) in %.1f s (%.0f rows/s)%s",
+        len(waiting),
+        sum(case.n_rows for case in waiting),
+        seconds,
+        sum(case.n_rows for case in waiting) / seconds,
+        f"; {kept} cases are as before and were kept" if kept else "",
+    )
     return index
 
 
@@ -121,44 +134,61 @@ def _is_done(folder: Path, index: Index) -> bool:
         return False
 
 
-def _row_tasks(dataset: Dataset, fingerprint: Fingerprint, rows: Sequence[int]) -> list[_RowTask]:
+def _case_tasks(dataset: Dataset, cases: Sequence[ArrayCase]) -> list[_CaseTask]:
     files = {case.name: case for case in dataset.cases}
-    tasks = []
-    for row in rows:
-        measured = fingerprint.cases[row]
-        case = files[measured.name]
-        tasks.append(
-            _RowTask(
-                row=row,
-                case=measured.name,
-                image=dataset.path(case.images[0]),
-                image_sha256=measured.image_sha256,
-                mask=dataset.path(case.mask) if case.mask else None,
-                mask_sha256=measured.mask_sha256,
-            )
+    return [
+        _CaseTask(
+            case=case,
+            images=tuple(map(dataset.path, files[case.name].images)),
+            mask=dataset.path(mask) if (mask := files[case.name].mask) else None,
         )
-    return tasks
+        for case in cases
+    ]
 
 
-def _fill_rows(batch: _Batch) -> list[int]:
+def _batches(arrays: PartialArrays, tasks: Sequence[_CaseTask], plan: Plan) -> list[_Batch]:
+    """The cases in lots of `ROWS_A_BATCH` rows about."""
+    lots: list[list[_CaseTask]] = []
+    room = 0
+    for task in tasks:
+        if room <= 0:
+            lots.append([])
+            room = ROWS_A_BATCH
+        lots[-1].append(task)
+        room -= task.case.n_rows
+    shape = arrays.index.image_shape
+    return [_Batch(folder=arrays.folder, index_shape=shape, plan=plan, cases=tuple(lot)) for lot in lots]
+
+
+def _fill_cases(batch: _Batch) -> dict[int, bool]:
+    """Write the rows of a batch; gives for each whether it has foreground."""
+    rows: dict[int, bool] = {}
     with naming_disk_faults(batch.folder), RowWriter(batch.folder, batch.index_shape) as writer:
-        for task in batch.rows:
-            _fill_row(task, batch, writer)
+        for task in batch.cases:
+            rows |= _fill_case(task, batch, writer)
         writer.sync()
-    return [task.row for task in batch.rows]
+    return rows
 
 
-def _fill_row(task: _RowTask, batch: _Batch, writer: RowWriter) -> None:
-    plan = batch.plan
-    with _naming(task.image):
-        pixels = decode_image(_unchanged(task.image, task.image_sha256)).pixels
-        image, geometry = prepare_image(pixels, plan)
-    labels = np.zeros(geometry.native_size, np.uint8)
-    if task.mask is not None and task.mask_sha256 is not None:
+def _fill_case(task: _CaseTask, batch: _Batch, writer: RowWriter) -> dict[int, bool]:
+    plan, case = batch.plan, task.case
+    with _naming(task.images[0]):
+        stack = read_stack(task.images, plan.slicing)
+        _require_unchanged(stack.sha256, case.image_sha256)
+        prepared = prepare_case(stack, plan)
+    labels = np.zeros(stack.shape, np.uint8)
+    if task.mask is not None and case.mask_sha256 is not None:
         with _naming(task.mask):
-            labels = plan.coding.encode(decode_mask(_unchanged(task.mask, task.mask_sha256)))
-    writer.write(task.row, image, geometry.mask_to_input(labels))
-    write_png(truth_path(batch.folder, task.case), labels)
+            mask = read_mask_stack(task.mask, plan.slicing, stack)
+            _require_unchanged(mask.sha256, case.mask_sha256)
+            labels = plan.coding.encode(mask.values)
+    rows = {}
+    for row, place, image in zip(case.rows, prepared.places, prepared.rows(), strict=True):
+        mask_row = place.geometry.mask_to_input(labels[place.slice])
+        writer.write(row, image, mask_row)
+        rows[row] = bool(((mask_row > 0) & (mask_row != IGNORED)).any())
+    write_truth(batch.folder, case.name, labels)
+    return rows
 
 
 @contextlib.contextmanager
@@ -169,9 +199,7 @@ def _naming(path: Path) -> Iterator[None]:
         raise PreprocessingError(f"{path}: {fault}") from fault
 
 
-def _unchanged(path: Path, sha256: str) -> bytes:
-    """The bytes of a file that is still what it was when it was measured."""
-    data = read_bytes(path)
-    if hashlib.sha256(data).hexdigest() != sha256:
+def _require_unchanged(sha256: str, measured: str) -> None:
+    """Refuse a file that is no longer what it was when it was measured."""
+    if sha256 != measured:
         raise FileError("changed since it was measured", "run the same command again")
-    return data

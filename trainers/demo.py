@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from iaunet.discovery import list_image_files
+from iaunet.discovery import list_images
 from iaunet.errors import WorkspaceError
 from iaunet.files import read_image, read_mask, write_png
 from iaunet.inference.evaluation import Evaluation, evaluate_folders
@@ -19,7 +19,7 @@ from iaunet.planners.fingerprint import Fingerprint
 from iaunet.planners.plan import NetworkPlan
 from iaunet.planners.planner import AutoPlanner
 from iaunet.planners.recipes import Augmentation, Recipe
-from iaunet.planners.rules import Choice
+from iaunet.planners.rules import Choice, InputMode
 from iaunet.preprocessing.preparation import Preparation, locate_dataset, prepare_dataset
 from iaunet.preprocessing.summary import describe
 from iaunet.storage import make_folder
@@ -60,7 +60,7 @@ class DemoPlanner(AutoPlanner):
         """The attention network with 8 channels in its first stage."""
         return Choice(super().choose_network(8).value, "the attention network, narrow for minutes on a CPU")
 
-    def choose_recipe(self, fingerprint: Fingerprint) -> Choice[Recipe]:
+    def choose_recipe(self, fingerprint: Fingerprint, mode: InputMode) -> Choice[Recipe]:
         """Few epochs with small batches, so that there are enough steps."""
         recipe = Recipe(
             name="demo",
@@ -138,7 +138,7 @@ def _clear(output: Path) -> None:
 def _sheet(output: Path) -> Picture:
     """The unseen images with predicted and true contours."""
     pictures = []
-    for path in list_image_files(output / "new_images"):
+    for path in list_images(output / "new_images"):
         mask = read_mask(output / "predicted_masks" / f"{path.stem}.png") > 0
         truth = read_mask(output / "new_masks" / f"{path.stem}.png") > 0
         pictures.append(draw_overlay(read_image(path).pixels, mask.astype("uint8"), truth.astype("uint8")))

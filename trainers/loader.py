@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
+from iaunet.dataset import IGNORED, MaskCoding
 from iaunet.errors import TrainingError
 from iaunet.preprocessing.arrays import Arrays, open_arrays
 from iaunet.trainers.augmentation import Augmenter
@@ -21,15 +22,27 @@ from iaunet.workers import serve_parent
 
 @dataclass(frozen=True)
 class Batch:
-    """Images [B, C, H, W] float32, targets [B, L, H, W] float32 of 0 and 1, and the rows they come from."""
+    """Images [B, C, H, W] float32, targets [B, L, H, W] float32 of 0 and 1, and the rows they come from.
+
+    ``valid`` [B, 1, H, W] is 0 where a pixel is ignored, None where the dataset ignores none.
+    """
 
     images: torch.Tensor
     targets: torch.Tensor
     rows: tuple[int, ...]
+    valid: torch.Tensor | None = None
+
+    def split(self, n: int) -> "Iterator[Batch]":
+        """The batch in parts of at most ``n`` rows."""
+        for start in range(0, len(self.rows), n):
+            part = slice(start, start + n)
+            valid = None if self.valid is None else self.valid[part]
+            yield Batch(self.images[part], self.targets[part], self.rows[part], valid)
 
     def pin_memory(self) -> "Batch":
         """The batch in memory that a GPU reads without a copy."""
-        return Batch(self.images.pin_memory(), self.targets.pin_memory(), self.rows)
+        valid = None if self.valid is None else self.valid.pin_memory()
+        return Batch(self.images.pin_memory(), self.targets.pin_memory(), self.rows, valid)
 
 
 class RowDataset(Dataset[tuple[NDArray[np.float32], NDArray[np.uint8], int]]):
@@ -63,35 +76,38 @@ class RowDataset(Dataset[tuple[NDArray[np.float32], NDArray[np.uint8], int]]):
 
 
 class Collator:
-    """Puts rows together to a batch, with one binary target map a label."""
+    """Puts rows together to a batch, with one binary target map an output."""
 
-    def __init__(self, n_labels: int) -> None:
-        self._n_labels = n_labels
+    def __init__(self, coding: MaskCoding) -> None:
+        self._coding = coding
 
     def __call__(self, rows: list[tuple[NDArray[np.float32], NDArray[np.uint8], int]]) -> Batch:
         """Rows of (image, mask, row number) to a batch."""
         images, masks, numbers = zip(*rows, strict=True)
-        labels = np.arange(1, self._n_labels + 1, dtype=np.uint8)[:, None, None]
-        targets = (np.stack(masks)[:, None] == labels).astype(np.float32)
-        return Batch(torch.from_numpy(np.stack(images)), torch.from_numpy(targets), numbers)
+        labels = np.stack(masks)
+        valid = None
+        if self._coding.ignore is not None:
+            valid = torch.from_numpy((labels != IGNORED)[:, None].astype(np.float32))
+        targets = torch.from_numpy(self._coding.targets(labels))
+        return Batch(torch.from_numpy(np.stack(images)), targets, numbers, valid)
 
 
 def make_loader(
-    dataset: RowDataset, sampler: EpochSampler, n_labels: int, workers: int, pin_memory: bool
+    dataset: RowDataset, sampler: EpochSampler, coding: MaskCoding, workers: int, pin_memory: bool
 ) -> DataLoader[Batch]:
     """A loader that gives the sampler's batches in its order. Use it within `ending_workers`.
 
     Args:
         dataset: The rows.
         sampler: Which rows, in which order.
-        n_labels: Target maps a row.
+        coding: Makes target maps of masks.
         workers: Processes that load; 0 loads in this one.
         pin_memory: For training on a GPU.
     """
     return DataLoader(
         dataset,  # type: ignore[arg-type]  # it knows rows, the collator makes batches of them
         batch_sampler=sampler,
-        collate_fn=Collator(n_labels),
+        collate_fn=Collator(coding),
         num_workers=workers,
         pin_memory=pin_memory,
         persistent_workers=workers > 0,

@@ -6,8 +6,6 @@ from dataclasses import dataclass
 import numpy as np
 from torch.utils.data import Sampler
 
-from iaunet.preprocessing.arrays import Row
-
 
 @dataclass(frozen=True)
 class Sample:
@@ -20,13 +18,14 @@ class Sample:
 class CaseOrder:
     """An endless stream of shuffles of the cases, cut into epochs.
 
-    An epoch is each case once, or ``most_steps`` batches if that is less; its last batch is filled from the next
-    shuffle, where the next epoch goes on.
+    An epoch is each case ``draws`` times, or ``most_steps`` batches if that is less; its last batch is filled from the
+    next shuffle, where the next epoch goes on.
 
     Args:
-        rows: All rows of the arrays.
-        cases: The names of the cases to draw from.
+        rows: The rows of each case to draw from.
+        has_foreground: Whether each row of the arrays has foreground.
         batch_size: Samples a batch.
+        draws: How often each case comes in an epoch.
         most_steps: Batches an epoch at most.
         foreground_rows: The least probability of drawing a row with foreground from a case that has such rows.
         seed: Decides everything.
@@ -34,25 +33,22 @@ class CaseOrder:
 
     def __init__(
         self,
-        rows: Sequence[Row],
-        cases: Sequence[str],
+        rows: Sequence[Sequence[int]],
+        has_foreground: Sequence[bool],
         *,
         batch_size: int,
+        draws: int = 1,
         most_steps: int,
         foreground_rows: float,
         seed: int,
     ) -> None:
-        places: dict[str, list[int]] = {case: [] for case in cases}
-        for i, row in enumerate(rows):
-            if row.case in places:
-                places[row.case].append(i)
-        self._rows_of = list(places.values())
-        self._has_foreground = [row.foreground for row in rows]
+        self._rows_of = rows
+        self._has_foreground = has_foreground
         self._foreground_rows = foreground_rows
         self._seed = seed
         self._last_shuffle: tuple[int, list[int]] = (-1, [])
         self.batch_size = batch_size
-        self.steps = min(-(-len(places) // batch_size), most_steps)
+        self.steps = min(-(-len(rows) * draws // batch_size), most_steps)
 
     def batch(self, epoch: int, step: int) -> list[Sample]:
         """The samples of a step; epochs and steps are counted from 0."""
@@ -71,7 +67,7 @@ class CaseOrder:
             self._last_shuffle = (shuffle, order.tolist())
         return self._last_shuffle[1]
 
-    def _draw_row(self, rows: list[int], seed: tuple[int, int, int]) -> int:
+    def _draw_row(self, rows: Sequence[int], seed: tuple[int, int, int]) -> int:
         """One row of a case; rows with foreground are preferred where they are rare."""
         if len(rows) == 1:
             return rows[0]

@@ -16,7 +16,6 @@ import torch
 from torch import nn
 
 from iaunet.console import Stopped, handling_signals
-from iaunet.decision import decide
 from iaunet.device import autocasting, is_out_of_memory, mixed_precision
 from iaunet.errors import TrainingError
 from iaunet.inference.runs import FoldFolder
@@ -38,6 +37,9 @@ logger = logging.getLogger(__name__)
 
 VALIDATION_COST = 1 / 3
 """Of the cost of training on a row: forward only."""
+
+VALIDATION_ROWS_A_CASE = 4
+"""Rows of a held-out volume or tiled image that are looked at after an epoch; the fold's score is of all of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,9 +124,10 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(enabled=mixed_precision(self.device) is torch.float16)
         self.arrays: Arrays = open_arrays(setup.preprocessed, plan.arrays_digest)
         order = CaseOrder(
-            self.arrays.index.rows,
-            setup.train,
+            [self.arrays.cases[name].rows for name in setup.train],
+            self.arrays.foreground.tolist(),
             batch_size=recipe.batch_size,
+            draws=recipe.draws_a_case,
             most_steps=recipe.most_steps_an_epoch,
             foreground_rows=recipe.foreground_rows,
             seed=setup.seed,
@@ -132,10 +135,8 @@ class Trainer:
         self.sampler = EpochSampler(order)
         augmenter = Augmenter(recipe.augmentation, plan.normalisation, plan.input_size)
         rows = RowDataset(setup.preprocessed, plan.arrays_digest, augmenter)
-        n_labels = len(plan.labels)
-        self.loader = make_loader(rows, self.sampler, n_labels, setup.workers, self.device.type == "cuda")
-        held_out = set(setup.validation)
-        self.validation_rows = [i for i, row in enumerate(self.arrays.index.rows) if row.case in held_out]
+        self.loader = make_loader(rows, self.sampler, plan.coding, setup.workers, self.device.type == "cuda")
+        self.validation_rows = [row for name in setup.validation for row in self._typical_rows(name)]
         self.plain_rows = RowDataset(setup.preprocessed, plan.arrays_digest, None)
 
     def make_optimiser(self) -> torch.optim.Optimizer:
@@ -206,15 +207,14 @@ class Trainer:
         """Forward and backward over the batch, a micro-batch at a time, each weighed by its rows."""
         self.optimiser.zero_grad(set_to_none=True)
         sums = torch.zeros(3, device=self.device)
-        parts = zip(
-            torch.split(batch.images, self.micro_batch), torch.split(batch.targets, self.micro_batch), strict=True
-        )
-        for images, targets in parts:
+        for part in batch.split(self.micro_batch):
+            images, targets = part.images, part.targets
+            valid = None if part.valid is None else part.valid.to(self.device, non_blocking=True)
             images = images.to(self.device, non_blocking=True).contiguous(memory_format=torch.channels_last)
             targets = targets.to(self.device, non_blocking=True)
             with autocasting(self.device):
                 logits = self.network(images)
-            losses = bce_dice_loss(logits, targets)
+            losses = bce_dice_loss(logits, targets, valid)
             share = len(images) / len(batch.images)
             self.scaler.scale(losses.loss * share).backward()  # type: ignore[no-untyped-call]
             sums += torch.stack([part.detach() * share for part in losses])
@@ -232,17 +232,18 @@ class Trainer:
             with autocasting(self.device):
                 logits = network(batch.images.to(self.device).contiguous(memory_format=torch.channels_last))
             targets = batch.targets.to(self.device)
-            losses += [float(bce_dice_loss(logits, targets).loss)] * len(batch.rows)
-            dices += dice_per_image(self.decided(logits), batch.targets > 0).flatten().tolist()
+            valid = None if batch.valid is None else batch.valid.to(self.device)
+            losses += [float(bce_dice_loss(logits, targets, valid).loss)] * len(batch.rows)
+            counted = True if batch.valid is None else batch.valid > 0
+            dices += dice_per_image(self.decided(logits) & counted, (batch.targets > 0) & counted).flatten().tolist()
         self.network.train()
         return {"validation_loss": float(np.mean(losses)), "validation_dice": float(np.mean(dices))}
 
     def decided(self, logits: torch.Tensor) -> torch.Tensor:
         """The maps [B, L, H, W] of the labels that the decision rule gives, boolean, on the CPU."""
-        thresholds = self.setup.plan.inference.thresholds
-        masks = [decide(maps, thresholds) for maps in logits.float().sigmoid().cpu().numpy()]
-        labels = torch.arange(1, len(thresholds) + 1)
-        return torch.from_numpy(np.stack(masks))[:, None] == labels[:, None, None]
+        plan = self.setup.plan
+        masks = [plan.decide(maps) for maps in logits.float().sigmoid().cpu().numpy()]
+        return torch.from_numpy(plan.coding.targets(np.stack(masks)) > 0)
 
     def log_epoch(self, validation: dict[str, float]) -> None:
         """Tell the epoch's numbers, on the screen and in metrics.csv, and begin the next."""
@@ -354,11 +355,17 @@ class Trainer:
             start = now
 
     def _validation_batches(self) -> Iterator[Batch]:
-        collate = Collator(len(self.setup.plan.labels))
+        collate = Collator(self.setup.plan.coding)
         size = min(self.micro_batch, 8)
         for start in range(0, len(self.validation_rows), size):
             numbers = self.validation_rows[start : start + size]
             yield collate([self.plain_rows[Sample(row, (0, 0, 0))] for row in numbers])
+
+    def _typical_rows(self, name: str) -> list[int]:
+        """A few rows of a held-out case, spread evenly, with foreground if it has such."""
+        rows = self.arrays.cases[name].rows
+        telling = [row for row in rows if self.arrays.foreground[row]] or list(rows)
+        return telling[:: -(-len(telling) // VALIDATION_ROWS_A_CASE)]
 
     def _fix_epochs(self) -> None:
         """Once, after the first steps: as many epochs as the hours allow."""

@@ -280,7 +280,8 @@ class _Training:
             return self.options.workers
         if self.device.type != "cpu":
             return min(MOST_GPU_WORKERS, max(1, default_workers() - 1))
-        steps = -(-n_train // self.plan.recipe.batch_size) * epochs
+        recipe = self.plan.recipe
+        steps = -(-n_train * recipe.draws_a_case // recipe.batch_size) * epochs
         return int(steps >= STEPS_WORTH_A_WORKER)
 
 

@@ -1,0 +1,1 @@
+"""Masks as labelling tools export them, drawn once into label maps."""

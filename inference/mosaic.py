@@ -1,0 +1,153 @@
+"""Puts predicted rows together: tiles to pictures, pictures to the case."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from iaunet.planners.plan import Plan
+from iaunet.preprocessing.cases import CaseInput
+from iaunet.preprocessing.geometry import Geometry
+from iaunet.resample import Size, resize_strip, rows_needed, rows_ready
+
+SIGMA = 1 / 8
+"""Of the Gaussian that weighs a tile's pixels, as a share of its side: its middle, which has seen its surroundings,
+counts most."""
+
+LEAST_WEIGHT = 1e-3
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """A predicted case at its native size.
+
+    ``labels`` [slices, H, W] uint8 holds 0 for background and i + 1 for label i; ``probabilities`` [outputs, slices,
+    H, W] float32, or None where they were not asked for.
+    """
+
+    labels: NDArray[np.uint8]
+    probabilities: NDArray[np.float32] | None
+
+
+class Assembly:
+    """A case whose rows are being predicted.
+
+    Args:
+        case: Tells where its rows lie.
+        plan: Decides labels.
+        keep_probabilities: Whether the prediction has probabilities, which take 4 bytes a pixel and output.
+    """
+
+    def __init__(self, case: CaseInput, plan: Plan, keep_probabilities: bool = False) -> None:
+        self._plan = plan
+        self._places = case.places
+        self._n_added = 0
+        self._labels = np.zeros(case.shape, np.uint8)
+        n_outputs = len(plan.labels)
+        self._probabilities = np.zeros((n_outputs, *case.shape), np.float32) if keep_probabilities else None
+        self._picture: _Mosaic | None = None
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every row was added."""
+        return self._n_added == len(self._places)
+
+    @property
+    def prediction(self) -> Prediction:
+        """What the rows say together.
+
+        Raises:
+            ValueError: Rows are missing.
+        """
+        if not self.is_complete:
+            raise ValueError(f"{len(self._places) - self._n_added} rows of the case are missing")
+        return Prediction(self._labels, self._probabilities)
+
+    def add(self, probabilities: NDArray[np.float32]) -> None:
+        """Add the probabilities [outputs, *input_size] of the next row; rows come in the order of their places."""
+        place = self._places[self._n_added]
+        self._n_added += 1
+        if place.geometry.is_whole:
+            self._keep(place.slice, 0, place.geometry.restore(probabilities))
+            return
+        if self._picture is None:
+            self._picture = _Mosaic(place.geometry, len(probabilities))
+        for top, rows in self._picture.add(place.geometry, probabilities):
+            self._keep(place.slice, top, rows)
+        if self._picture.is_complete:
+            self._picture = None
+
+    def _keep(self, number: int, top: int, rows: NDArray[np.float32]) -> None:
+        """Keep finished rows of pixels [outputs, n, W] of a slice from ``top`` on."""
+        bottom = top + rows.shape[1]
+        self._labels[number, top:bottom] = self._plan.decide(rows)
+        if self._probabilities is not None:
+            self._probabilities[:, number, top:bottom] = rows
+
+
+class _Mosaic:
+    """The weighted mean of overlapping tiles of one picture, given away from the top as soon as it is final.
+
+    Only a tile's height of the resized picture is held, so memory does not grow with the picture's height.
+    """
+
+    def __init__(self, first: Geometry, n_outputs: int) -> None:
+        self._scaled, self._native = first.scaled_size, first.native_size
+        self._height = first.content[2]
+        width = self._scaled[1]
+        self._sums = np.zeros((n_outputs, self._height, width), np.float32)
+        self._weights = np.zeros((self._height, width), np.float32)
+        self._top = 0  # of the band being summed, in the resized picture
+        self._strip = np.zeros((n_outputs, 0, width), np.float32)  # final rows that are still needed
+        self._n_given = 0  # native rows given away
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every native row was given away."""
+        return self._n_given == self._native[0]
+
+    def add(self, tile: Geometry, probabilities: NDArray[np.float32]) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """Add a tile; gives the native rows that became final: the first's number, and [outputs, n, W]."""
+        top, left = tile.origin
+        if top > self._top:
+            yield from self._finish(top - self._top)
+        content = tile.crop(probabilities)
+        weight = _weight(tile.content[2:])
+        self._sums[:, :, left : left + content.shape[2]] += content * weight
+        self._weights[:, left : left + content.shape[2]] += weight
+        at_the_end = zip(tile.origin, tile.content[2:], tile.scaled_size, strict=True)
+        if all(start + length == side for start, length, side in at_the_end):
+            yield from self._finish(self._height)
+
+    def _finish(self, n: int) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """The first ``n`` rows of the band are final."""
+        final = self._sums[:, :n] / self._weights[:n]
+        self._sums = np.concatenate([self._sums[:, n:], np.zeros_like(final)], axis=1)
+        self._weights = np.concatenate([self._weights[n:], np.zeros_like(self._weights[:n])])
+        first = self._top - self._strip.shape[1]
+        self._top += n
+        self._strip = np.concatenate([self._strip, final], axis=1)
+        ready = rows_ready(self._top, self._scaled[0], self._native[0])
+        if ready > self._n_given:
+            rows = range(self._n_given, ready)
+            yield rows.start, resize_strip(self._strip, first, self._scaled, self._native, rows)
+            self._n_given = ready
+        needed = rows_needed(self._n_given, self._scaled[0], self._native[0])
+        self._strip = self._strip[:, max(0, needed - first) :].copy()
+
+
+@lru_cache(maxsize=8)
+def _weight(size: Size) -> NDArray[np.float32]:
+    """The weight of each pixel of a tile, 1 in its middle."""
+    axes = [np.exp(-0.5 * ((np.arange(side) - (side - 1) / 2) / (SIGMA * side)) ** 2) for side in size]
+    return np.maximum(np.outer(*axes), LEAST_WEIGHT).astype(np.float32)
+
+
+def assemble(case: CaseInput, plan: Plan, probabilities: Sequence[NDArray[np.float32]]) -> Prediction:
+    """The prediction of a case from those of all its rows [outputs, *input_size], with probabilities."""
+    assembly = Assembly(case, plan, keep_probabilities=True)
+    for row in probabilities:
+        assembly.add(row)
+    return assembly.prediction
