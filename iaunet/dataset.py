@@ -129,6 +129,9 @@ class Slicing:
     axes: str | None = None
 
 
+DEFAULT_SLICING = Slicing()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Source:
     """Where the raw data lie, and what the user said about reading and planning them; paths are absolute.
@@ -173,7 +176,7 @@ class Dataset:
     cases: tuple[Case, ...]
     groups: dict[str, str] = dataclasses.field(default_factory=dict)
     groups_from: str = "none"
-    slicing: Slicing = Slicing()
+    slicing: Slicing = DEFAULT_SLICING
     channel_kinds: tuple[str, ...] = ()
     channel_files: int = 0
 

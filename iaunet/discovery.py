@@ -4,7 +4,7 @@ import os
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal
@@ -61,17 +61,30 @@ class _Found:
     role: Literal["image", "mask", "unknown"]
 
 
+@dataclass(frozen=True)
+class Files:
+    """The images and masks of a folder by the key they have in common; several of one key are a fault, or parts."""
+
+    images: Mapping[str, list[Path]]
+    masks: Mapping[str, list[Path]]
+    understood: str
+
+
 def discover_cases(source: Source) -> Discovery:
-    """Pair the images of a folder with their masks.
+    """Pair the images of a folder with their masks: `find_files`, then `pair_files`."""
+    return pair_files(find_files(source), source)
+
+
+def find_files(source: Source) -> Files:
+    """Find the images and the masks of a folder.
 
     Args:
         source: Its root holds images and masks: in folders named so (``images`` + ``masks`` and the like, at any
             depth), or side by side, told apart by a suffix of the mask's name or by the ending; or it names both
-            folders. Its ``missing_mask`` says what an image without mask is: a fault, a case without foreground,
-            or left out.
+            folders.
 
     Raises:
-        DatasetError: The folder does not exist, holds no image or no mask at all, or one whose name is not UTF-8.
+        DatasetError: The folder does not exist, holds no image, or one whose name is not UTF-8.
     """
     root = Path(source.root)
     suffixes = (*MASK_SUFFIXES, *map(composed, source.mask_suffixes))
@@ -88,11 +101,30 @@ def discover_cases(source: Source) -> Discovery:
         files = list(_walk(root, suffixes))
         understood = _describe_layout(root, files)
     image_list, mask_list = _tell_apart(files)
+    if not image_list:
+        raise DatasetError(
+            f"{root} holds no images ({', '.join(IMAGE_ENDINGS)}): give the folder that holds images and masks"
+        )
     image_files = _by_key((file.key, file.path) for file in image_list)
     mask_files = _by_key((file.key if file.key in image_files else file.bare, file.path) for file in mask_list)
-    _require_both(root, image_files, mask_files, source.missing_mask)
-    cases, problems = _pair(root, image_files, mask_files, source.missing_mask)
-    return Discovery(cases, tuple(problems), f"{len(cases)} cases: {understood}")
+    return Files(image_files, mask_files, understood)
+
+
+def pair_files(files: Files, source: Source) -> Discovery:
+    """Make a case of each image and its mask.
+
+    Args:
+        files: As found.
+        source: Its ``missing_mask`` says what an image without mask is: a fault, a case without foreground, or left
+            out.
+
+    Raises:
+        DatasetError: There is no mask at all, or none of an image's name.
+    """
+    root = Path(source.root)
+    _require_masks(root, files, source.missing_mask)
+    cases, problems = _pair(root, files.images, files.masks, source.missing_mask)
+    return Discovery(cases, tuple(problems), f"{len(cases)} cases: {files.understood}")
 
 
 def list_images(folder: Path) -> list[Path]:
@@ -204,16 +236,8 @@ def _by_key(files: Iterable[tuple[str, Path]]) -> dict[str, list[Path]]:
     return dict(found)
 
 
-def _require_both(
-    root: Path,
-    images: dict[str, list[Path]],
-    masks: dict[str, list[Path]],
-    missing_mask: MissingMask,
-) -> None:
-    if not images:
-        raise DatasetError(
-            f"{root} holds no images ({', '.join(IMAGE_ENDINGS)}): give the folder that holds images and masks"
-        )
+def _require_masks(root: Path, files: Files, missing_mask: MissingMask) -> None:
+    images, masks = files.images, files.masks
     if not masks and missing_mask != "empty":
         raise DatasetError(
             f"{root} holds {len(images)} images and no masks: put the masks in a folder 'masks' beside 'images', "
@@ -229,8 +253,8 @@ def _require_both(
 
 def _pair(
     root: Path,
-    images: dict[str, list[Path]],
-    masks: dict[str, list[Path]],
+    images: Mapping[str, list[Path]],
+    masks: Mapping[str, list[Path]],
     missing_mask: MissingMask,
 ) -> tuple[tuple[Case, ...], list[Problem]]:
     cases: list[Case] = []

@@ -146,6 +146,18 @@ def decode_mask(data: bytes) -> NDArray[np.integer]:
     return values  # type: ignore[return-value]
 
 
+def may_hold_colours(path: Path) -> bool:
+    """Whether a mask file says that it has colours: told by its header, though all may turn out to be grey.
+
+    JPEG is left out: it cannot hold exact colours.
+    """
+    try:
+        with Image.open(path, formats=["PNG", "BMP", "TIFF"]) as image:
+            return image.mode in ("RGB", "RGBA", "P", "PA")
+    except (*_DECODER_FAULTS, DecompressionBombError):
+        return False
+
+
 def read_image(path: Path) -> RawImage:
     """Read an image file, see `decode_image`."""
     return decode_image(read_bytes(path))

@@ -60,6 +60,16 @@ class DatasetFolder:
         return self.root / "preprocessed"
 
     @property
+    def held_out_json(self) -> Path:
+        """The held-out test set, if there is one."""
+        return self.root / "test.json"
+
+    @property
+    def check_html(self) -> Path:
+        """A page that shows the dataset as it was understood."""
+        return self.root / "check.html"
+
+    @property
     def masks(self) -> Path:
         """The folder of masks made of annotations that are no masks yet, such as polygons."""
         return self.root / "masks"

@@ -280,9 +280,9 @@ def _inspect_pair(pair: MaskPair) -> _Contents:
         except FileError as fault:
             return _Contents(pair=pair, fault=Problem.of(str(path), fault))
     prediction, truth = masks
-    fault = _find_misfit(prediction, truth)
-    if fault is not None:
-        return _Contents(pair=pair, fault=Problem.of(str(pair.prediction), fault))
+    misfit = _find_misfit(prediction, truth)
+    if misfit is not None:
+        return _Contents(pair=pair, fault=Problem.of(str(pair.prediction), misfit))
     return _Contents(
         pair=pair,
         prediction=count_values(prediction.values),

@@ -204,7 +204,8 @@ class _Work:
         expected = self.plan.channel_files
         if expected and len(case.files) != expected:
             raise FileError(
-                f"has {len(case.files)} of {expected} channel files", "add the missing ones, their names end in _0000 ..."
+                f"has {len(case.files)} of {expected} channel files",
+                "add the missing ones, whose names end in _0000 and so on",
             )
         return read_stack(case.files, self.plan.slicing)
 

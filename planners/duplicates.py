@@ -35,6 +35,13 @@ def near_duplicates(names: Sequence[str], thumbnails: Sequence[NDArray[np.uint8]
     return join(names, pairs)
 
 
+def correlations_between(
+    first: Sequence[NDArray[np.uint8]], second: Sequence[NDArray[np.uint8]]
+) -> NDArray[np.float32]:
+    """How well each thumbnail correlates with each of others, [first, second] in [-1, 1]."""
+    return _standardised(first) @ _standardised(second).T
+
+
 def join(names: Sequence[str], pairs: Iterable[Sequence[int]] | NDArray[np.int64]) -> Groups:
     """The connected groups of two and more names, given pairs of their indices."""
     edges = np.asarray([*pairs], np.int64).reshape(-1, 2)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from iaunet.dataset import Case, MaskCoding, Problem, Slicing
+from iaunet.dataset import DEFAULT_SLICING, Case, MaskCoding, Problem, Slicing
 from iaunet.errors import FileError
 from iaunet.planners.duplicates import Groups, exact_duplicates, near_duplicates
 from iaunet.planners.histogram import Histogram, Intensity
@@ -27,8 +27,6 @@ logger = logging.getLogger(__name__)
 
 INPUT_SIZE: Size = (256, 256)
 """(height, width) of the network's input in pixels, as in the paper."""
-
-DEFAULT_SLICING = Slicing()
 
 MOST_WIDTHS = 200
 """The local width is measured on at most this many cases, spread evenly."""
@@ -62,8 +60,8 @@ class LabelFingerprint:
 
 @dataclass(frozen=True, kw_only=True)
 class CaseFingerprint:
-    """One case. ``shape`` is (slices, height, width) in pixels, ``spacing_mm`` the distance of slices, rows and columns,
-    None when unknown; ``labels`` is None at the labels the case has not; ``local_width`` is in native pixels, None
+    """One case. ``shape`` is (slices, height, width) in pixels, ``spacing_mm`` the distance of slices, rows and
+    columns, None when unknown; ``labels`` is None at the labels the case has not; ``local_width`` is in native pixels, None
     where it was not measured."""
 
     name: str
@@ -172,12 +170,16 @@ class Fingerprint:
 
 @dataclass(frozen=True)
 class Reading:
-    """A dataset read as a whole: its fingerprint, how its masks are coded, and what is notable."""
+    """A dataset read as a whole: its fingerprint, how its masks are coded, and what is notable.
+
+    ``thumbnails`` are 32x32 grey pictures of the cases, uint8, for comparing them with others.
+    """
 
     fingerprint: Fingerprint | None
     coding: MaskCoding | None
     problems: tuple[Problem, ...]
     faulty: frozenset[str]
+    thumbnails: Mapping[str, NDArray[np.uint8]] = dataclasses.field(default_factory=dict)
 
 
 def fingerprint_dataset(
@@ -247,7 +249,8 @@ def fingerprint_dataset(
         pixels.intensity(depth, channels),
         foreground.intensity((depth, coding.kind), channels),
     )
-    return Reading(fingerprint, coding, (*problems, *notes, *_notes(sound)), faulty)
+    thumbnails = {m.case: m.thumbnail for m in sound if m.thumbnail is not None}
+    return Reading(fingerprint, coding, (*problems, *notes, *_notes(sound)), faulty, thumbnails)
 
 
 def _cases_of(mask_files: set[str], tasks: Sequence[MeasureTask]) -> frozenset[str]:
@@ -276,9 +279,7 @@ class _Totals:
         return tuple(Intensity.of(Histogram.union(part)) for part in parts)
 
 
-def _tasks(
-    root: Path, cases: Sequence[Case], slicing: Slicing, coding: MaskCoding | None
-) -> list[MeasureTask]:
+def _tasks(root: Path, cases: Sequence[Case], slicing: Slicing, coding: MaskCoding | None) -> list[MeasureTask]:
     stride = -(-len(cases) // MOST_WIDTHS)
     return [
         MeasureTask(

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from iaunet.dataset import BINARY_CUT, IGNORED, MaskCoding, Problem, Slicing
+from iaunet.dataset import BINARY_CUT, DEFAULT_SLICING, IGNORED, MaskCoding, Problem, Slicing
 from iaunet.errors import FileError
 from iaunet.planners.histogram import Histogram, Intensity
 from iaunet.planners.suspicions import CaseShapes, measure_shape
@@ -52,7 +52,7 @@ class MeasureTask:
     mask_file: str | None
     input_size: Size
     with_width: bool
-    slicing: Slicing = Slicing()
+    slicing: Slicing = DEFAULT_SLICING
     coding: MaskCoding | None = None
 
 
@@ -233,7 +233,7 @@ def _measure_labels(labelled: NDArray[np.integer], input_size: Size) -> dict[int
     ceilings = ceiling_dice(compact, input_size, labels)
     tiles: list[dict[int, float]] = []
     if min(ceilings.values()) < HIGH_CEILING:
-        height, width = compact.shape[1:]
+        _, height, width = compact.shape
         sizes = [(max(1, round(height * scale)), max(1, round(width * scale))) for scale in TILE_SCALES]
         tiles = [ceiling_dice(compact, size, labels) for size in sizes]
     measures = {}

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from iaunet.dataset import MaskCoding, Slicing
+from iaunet.dataset import DEFAULT_SLICING, MaskCoding, Slicing
 from iaunet.decision import decide, decide_regions
 from iaunet.errors import NetworkError, PlanError
 from iaunet.networks import DEPTHS, build_network, check_network
@@ -122,7 +122,7 @@ class Plan:
     depth: str
     labels: tuple[str, ...]
     coding: MaskCoding
-    slicing: Slicing = Slicing()
+    slicing: Slicing = DEFAULT_SLICING
     channel_files: int = 0
     input_mode: Literal["resize", "letterbox", "tiles"]
     input_size: tuple[int, int]

@@ -88,7 +88,7 @@ class AutoPlanner:
         self, dataset: Dataset, fingerprint: Fingerprint, before: Plan | None
     ) -> Choice[Normalisation]:
         """By the dataset's statistics or by each case's own."""
-        return rules.choose_normalisation(fingerprint, dataset.channel_kinds, before and before.normalisation)
+        return rules.choose_normalisation(fingerprint, dataset.channel_kinds, before.normalisation if before else None)
 
     def choose_split(
         self, dataset: Dataset, fingerprint: Fingerprint, missing: Mapping[str, str]

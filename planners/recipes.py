@@ -68,8 +68,8 @@ class Recipe:
     ``weight_decay`` is the L2 coefficient (Adam: added to the gradient; AdamW: decoupled). ``schedule`` is what the
     learning rate ``lr`` does over the epochs, after ``warmup_epochs`` of linear rise. ``average_weights`` keeps an
     exponential moving average, decay min(``average_decay``, (1 + t) / (10 + t)), that becomes the result. An epoch
-    is each case ``draws_a_case`` times, or ``most_steps_an_epoch`` if that is less. ``foreground_rows`` is the least probability of
-    drawing a row with foreground from a case that has several rows.
+    is each case ``draws_a_case`` times, or ``most_steps_an_epoch`` if that is less. ``foreground_rows`` is the least
+    probability of drawing a row with foreground from a case that has several rows.
     """
 
     name: str

@@ -134,6 +134,7 @@ def choose_normalisation(
     """
     if channel_kinds and {*channel_kinds} <= {"none", "rgb_to_0_1"}:
         sd = tuple(255.0 if kind == "rgb_to_0_1" else 1.0 for kind in channel_kinds)
+        sd *= fingerprint.channels if len(sd) == 1 else 1  # one file may hold several channels
         why = f"the data set asks for {', '.join(channel_kinds)}"
         return Choice(Normalisation(kind="dataset", mean=(0.0,) * len(sd), sd=sd), why)
     asked_for_ct = bool(channel_kinds) and {*channel_kinds} == {"ct"}

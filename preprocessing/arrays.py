@@ -106,8 +106,8 @@ class Index:
 class Arrays:
     """The arrays mapped read-only: images float16 [rows, C, H, W], masks uint8 [rows, H, W].
 
-    ``foreground`` [rows] tells which masks have any label. Beside them lies the true mask of every case at its native size, so that a copied workspace can score without the
-    raw data.
+    ``foreground`` [rows] tells which masks have any label. Beside them lies the true mask of every case at its native
+    size, so that a copied workspace can score without the raw data.
     """
 
     images: NDArray[np.float16]

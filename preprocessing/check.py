@@ -18,8 +18,8 @@ from iaunet.dataset import IGNORED, Case, Dataset, Problem
 from iaunet.files import is_image_file
 from iaunet.planners.fingerprint import CaseFingerprint, Fingerprint
 from iaunet.planners.folds import Splits
-from iaunet.planners.mask_values import ALL_MASKS
 from iaunet.planners.plan import Plan
+from iaunet.planners.suspicions import ALL_MASKS
 from iaunet.preprocessing.arrays import Arrays
 from iaunet.preprocessing.check_pictures import (
     IGNORED_COLOUR,

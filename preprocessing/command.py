@@ -50,6 +50,17 @@ def build_parser() -> argparse.ArgumentParser:
         "--skip_faulty", action="store_true", default=None, help="leave out cases whose files have faults"
     )
     parser.add_argument("--no_skip_faulty", dest="skip_faulty", action="store_false", help="stop at faults again")
+    parser.add_argument(
+        "--slice_axis",
+        choices=("axial", "coronal", "sagittal"),
+        help="the planes volumes are cut into (default: across the coarsest spacing)",
+    )
+    parser.add_argument(
+        "--axes", metavar="LETTERS", help="axes of multi-page TIFF files that do not say them: ZYX slices, CYX channels"
+    )
+    parser.add_argument(
+        "--test", type=Path, metavar="DIR", help="a held-out test set of images and masks, checked but never planned on"
+    )
     parser.add_argument("--planner", metavar="auto|paper", help="who decides (default: auto)")
     parser.add_argument("--width", type=int, metavar="N", help="channels of the network's first stage")
     parser.add_argument("--folds", type=int, metavar="N", help="folds of each split (default: 5)")
@@ -57,7 +68,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--workers", type=int, default=default_workers(), metavar="N", help="processes")
     parser.add_argument("--replan", action="store_true", help="make a new plan even if plan.json was edited")
     parser.add_argument("--verify_only", action="store_true", help="read and check, then stop")
-    parser.add_argument("--dry_run", action="store_true", help="also plan, but write nothing but problems.csv")
+    parser.add_argument(
+        "--dry_run", action="store_true", help="also plan, but write nothing but problems.csv and check.html"
+    )
     return parser
 
 
@@ -84,6 +97,9 @@ def _run(arguments: argparse.Namespace) -> int:
         "missing_mask": arguments.missing_mask,
         "groups": _absolute_table(arguments.groups),
         "skip_faulty": arguments.skip_faulty,
+        "slice_axis": arguments.slice_axis,
+        "axes": arguments.axes,
+        "test": _absolute(arguments.test),
         "planner": arguments.planner and find_planner(arguments.planner).name,
         "width": arguments.width,
         "n_folds": arguments.folds,
@@ -118,8 +134,10 @@ def _estimate_time(plan: "Plan", n_cases: int, n_folds: int) -> str:
     device = choose_device("auto")
     network = build_planned_network(plan)
     seconds = time_row(network, plan.channels, len(plan.labels), plan.input_size, device)
-    rows = min(n_cases * plan.recipe.draws_a_case * (n_folds - 1) / n_folds, plan.recipe.most_steps_an_epoch * plan.recipe.batch_size)
-    total = n_folds * plan.recipe.epochs * rows * seconds
+    recipe = plan.recipe
+    drawn = n_cases * recipe.draws_a_case * (n_folds - 1) / n_folds
+    rows = min(drawn, recipe.most_steps_an_epoch * recipe.batch_size)
+    total = n_folds * recipe.epochs * rows * seconds
     narrower = "; --width 8 is much faster" if device.type == "cpu" and total > LONG else ""
     return f"time       about {duration(total)} for {n_folds} folds on {describe_device(device)}{narrower}"
 

@@ -11,6 +11,7 @@ from iaunet.records import require
 from iaunet.resample import Box, Size
 from iaunet.tiling import tile_origins
 
+
 def _fill(native_size: Size, input_size: Size, stretch: tuple[float, float], scale: float) -> Size:
     return input_size
 
@@ -68,7 +69,7 @@ class Geometry:
         inside = all(room >= 0 for margin in self._margins for room in margin)
         require(inside, "content", self.content, f"a box inside the input of {self.input_size} px")
         ends = zip(self.origin, self.content[2:], self.scaled_size, strict=True)
-        within = all(0 <= start and start + length <= side for start, length, side in ends)
+        within = all(start >= 0 and start + length <= side for start, length, side in ends)
         require(within, "origin", self.origin, f"a window inside the resized picture of {self.scaled_size} px")
 
     @classmethod

@@ -6,9 +6,15 @@ from pathlib import Path
 
 import numpy as np
 
-from iaunet.dataset import Case, MaskCoding, Problem, SliceAxis, Slicing, Source
-from iaunet.discovery import discover_cases
+from iaunet.annotations.colours import convert_colours, find_label_map
+from iaunet.annotations.conversion import convert
+from iaunet.annotations.converted import Converted
+from iaunet.annotations.recognition import find_annotations
+from iaunet.annotations.united import convert_united, group_masks
+from iaunet.dataset import DEFAULT_SLICING, Case, MaskCoding, Problem, SliceAxis, Slicing, Source
+from iaunet.discovery import Files, find_files, pair_files
 from iaunet.errors import FileError
+from iaunet.files import may_hold_colours
 from iaunet.nnunet import NnunetDataset, is_nnunet_dataset, normalisation_of, read_nnunet
 from iaunet.stacks import SLICE_AXES, is_volume, read_volume_header
 
@@ -27,7 +33,7 @@ class Layout:
     cases: tuple[Case, ...]
     problems: tuple[Problem, ...]
     understood: str
-    slicing: Slicing = Slicing()
+    slicing: Slicing = DEFAULT_SLICING
     labels: tuple[str, ...] | None = None
     coding: MaskCoding | None = None
     channel_kinds: tuple[str, ...] = ()
@@ -49,8 +55,7 @@ def understand(source: Source, masks: Path) -> Layout:
     if source.images is None and is_nnunet_dataset(root):
         layout = _of_nnunet(read_nnunet(root))
     else:
-        found = discover_cases(source)
-        layout = Layout(cases=found.cases, problems=found.problems, understood=found.understood)
+        layout = _of_folder(source, masks)
     slicing, why = choose_slicing(root, layout.cases, source)
     return dataclasses.replace(layout, slicing=slicing, understood=f"{layout.understood}{why}")
 
@@ -74,6 +79,60 @@ def choose_slicing(root: Path, cases: tuple[Case, ...], source: Source) -> tuple
     shown = " x ".join(f"{side:.3g}" for side in median)
     words = f", volumes cut into {chosen} slices ({reason}; median spacing {shown} mm)"
     return Slicing(slice_axis=chosen, axes=source.axes), words
+
+
+def _of_folder(source: Source, masks: Path) -> Layout:
+    """Images with masks, or with what becomes masks: annotations, colours, several files an image."""
+    root = Path(source.root)
+    files = find_files(source)
+    images = {key: paths[0] for key, paths in files.images.items()}
+    if not files.masks:
+        annotations = find_annotations(root, list(images.values()))
+        if annotations is not None:
+            return _of_converted(source, files, convert(annotations, images, masks / "drawn"))
+    several = _find_several(source, files)
+    if several:
+        return _of_converted(source, files, convert_united(several, masks / "united", root))
+    one_each = {key: paths[0] for key, paths in files.masks.items() if key in images and len(paths) == 1}
+    if any(may_hold_colours(path) for path in one_each.values()):
+        coloured = convert_colours(one_each, masks / "coloured", root, find_label_map(root))
+        if coloured is not None:
+            return _of_converted(source, files, coloured)
+    found = pair_files(files, source)
+    return Layout(cases=found.cases, problems=found.problems, understood=found.understood)
+
+
+def _find_several(source: Source, files: Files) -> dict[str, list[Path]]:
+    """The masks of each image where images have several; empty where each has its own."""
+    unpaired = files.masks.keys() - files.images.keys() and files.images.keys() - files.masks.keys()
+    if not (unpaired or any(len(paths) > 1 for paths in files.masks.values())):
+        return {}
+    root = Path(source.masks or source.root)
+    by_name = {path.relative_to(root).as_posix(): path for paths in files.masks.values() for path in paths}
+    groups = group_masks([*files.images], [*by_name])
+    paired = files.images.keys() & files.masks.keys()
+    if len(groups) < len(paired) or not any(len(names) > 1 for names in groups.values()):
+        return {}
+    return {image: [by_name[name] for name in names] for image, names in groups.items()}
+
+
+def _of_converted(source: Source, files: Files, converted: Converted) -> Layout:
+    """The layout with masks that were made of something else; cases with faults are not among them."""
+    sound = {key: paths for key, paths in files.images.items() if key not in converted.faulty}
+    masks = {key: [path] for key, path in converted.masks.items()}
+    if sound and not masks and converted.problems:
+        return Layout(cases=(), problems=converted.problems, understood=converted.understood)
+    found = pair_files(Files(sound, masks, converted.understood), source)
+    n = len(converted.labels)
+    values = tuple(range(1, n + 1))
+    coding = MaskCoding(kind="values", values=values, written=(255,) if n == 1 else values) if n else None
+    return Layout(
+        cases=found.cases,
+        problems=(*found.problems, *converted.problems),
+        understood=found.understood,
+        labels=converted.labels or None,
+        coding=coding,
+    )
 
 
 def _of_nnunet(dataset: NnunetDataset) -> Layout:

@@ -10,16 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from iaunet.dataset import Dataset, Problem, Source
+from iaunet.dataset import Case, Dataset, MaskCoding, Problem, Source
 from iaunet.errors import DatasetError, IaunetError, PlanError, WorkspaceError
-from iaunet.grouping import resolve_groups
-from iaunet.planners.fingerprint import Fingerprint, fingerprint_dataset
+from iaunet.grouping import Grouping, resolve_groups
+from iaunet.planners.fingerprint import Fingerprint, Reading, fingerprint_dataset
 from iaunet.planners.folds import Splits, load_splits, make_splits, save_splits
 from iaunet.planners.plan import Plan, decisions, load_plan, save_plan
 from iaunet.planners.planner import AutoPlanner, find_planner
 from iaunet.planners.suspicions import ALL_MASKS
-from iaunet.preprocessing.arrays import Index
-from iaunet.preprocessing.layout import understand
+from iaunet.preprocessing.arrays import Index, open_arrays
+from iaunet.preprocessing.check import write_check
+from iaunet.preprocessing.held_out import HeldOut, check_held_out
+from iaunet.preprocessing.layout import Layout, understand
 from iaunet.preprocessing.preprocess import preprocess
 from iaunet.records import differences, to_json
 from iaunet.storage import remove_leftovers, write_json, write_text
@@ -29,13 +31,17 @@ logger = logging.getLogger(__name__)
 
 MOST_PROBLEMS_SHOWN = 20
 
+UNKNOWN_CODING = MaskCoding(kind="binary", values=(), written=(255,))
+"""Stands for the coding of masks that could not be understood."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Preparation:
     """How far to go, this time.
 
     ``planner`` decides instead of the one the source names. ``replan`` throws away what was edited in plan.json.
-    ``verify_only`` ends after reading, ``dry_run`` after planning; neither writes more than problems.csv.
+    ``verify_only`` ends after reading, ``dry_run`` after planning; neither writes more than problems.csv and
+    check.html.
     """
 
     planner: AutoPlanner | None = None
@@ -47,7 +53,8 @@ class Preparation:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A prepared dataset; ``index`` is None after a dry run, ``plan`` and ``splits`` also after mere reading."""
+    """A prepared dataset; ``index`` is None after a dry run, ``plan`` and ``splits`` also after
+    mere reading. ``held_out`` is the test set, if there is one."""
 
     folder: DatasetFolder
     dataset: Dataset
@@ -55,6 +62,7 @@ class Prepared:
     plan: Plan | None = None
     splits: Splits | None = None
     index: Index | None = None
+    held_out: HeldOut | None = None
 
 
 def locate_dataset(
@@ -113,57 +121,105 @@ def prepare_dataset(folder: DatasetFolder, source: Source, wish: Preparation) ->
         remove_leftovers(folder.root)
         layout = understand(source, folder.masks)
         logger.info("%s: %s", folder.name, layout.understood)
-        root = Path(source.root)
         reading = fingerprint_dataset(
-            root, layout.cases, wish.workers, source.skip_faulty, layout.slicing, layout.coding
+            Path(source.root), layout.cases, wish.workers, source.skip_faulty, layout.slicing, layout.coding
         )
+        dataset = _make_dataset(folder.name, source, layout, reading)
         problems = [*layout.problems, *reading.problems]
+        held_out = None
+        if reading.fingerprint is not None:
+            held_out, found = check_held_out(dataset, layout, reading, folder.masks, wish.workers)
+            problems += found
         _write_problems(problems, folder.problems_csv)
-        cases = tuple(case for case in layout.cases if case.name not in reading.faulty)
+        page = _Page(folder, dataset, layout.cases, problems, wish.workers)
         faults = [problem for problem in problems if problem.level == "fault"]
-        if reading.fingerprint is None or reading.coding is None or (faults and not source.skip_faulty):
+        if reading.fingerprint is None or (faults and not source.skip_faulty):
             _show_problems([p for p in problems if len(faults) > 1 or p.level != "fault"], folder.problems_csv)
-            raise _refusal(faults, source, folder.problems_csv)
+            page.write(reading.fingerprint)
+            raise _refusal(faults, source, folder)
         _show_problems(problems, folder.problems_csv)
         if faults:
-            logger.info("%d cases are used, those with faults are left out", len(cases))
-        grouping = resolve_groups([case.name for case in cases], source.groups)
-        dataset = Dataset(
-            name=folder.name,
-            source=source,
-            understood=layout.understood,
-            labels=layout.labels or reading.fingerprint.labels,
-            coding=reading.coding,
-            slicing=layout.slicing,
-            channel_kinds=layout.channel_kinds,
-            channel_files=layout.channel_files,
-            cases=cases,
-            groups=dict(grouping.groups),
-            groups_from=grouping.source,
+            logger.info("%d cases are used, those with faults are left out", len(dataset.cases))
+        prepared = Prepared(folder, dataset, reading.fingerprint, held_out=held_out)
+        if not wish.verify_only:
+            prepared = _plan_and_preprocess(prepared, reading.fingerprint, wish)
+        page.write(reading.fingerprint, prepared)
+        return prepared
+
+
+def _make_dataset(name: str, source: Source, layout: Layout, reading: Reading) -> Dataset:
+    """What was understood; where the masks could not be, with a coding that stands for none."""
+    cases = tuple(case for case in layout.cases if case.name not in reading.faulty)
+    grouping = resolve_groups([case.name for case in cases], source.groups) if cases else Grouping({}, "none")
+    found = reading.fingerprint
+    return Dataset(
+        name=name,
+        source=source,
+        understood=layout.understood,
+        labels=layout.labels or (found.labels if found else ()),
+        coding=reading.coding or UNKNOWN_CODING,
+        slicing=layout.slicing,
+        channel_kinds=layout.channel_kinds,
+        channel_files=layout.channel_files,
+        cases=cases,
+        groups=dict(grouping.groups),
+        groups_from=grouping.source,
+    )
+
+
+@dataclass(frozen=True)
+class _Page:
+    """What check.html shows whether or not planning goes through."""
+
+    folder: DatasetFolder
+    dataset: Dataset
+    found: Sequence[Case]
+    problems: Sequence[Problem]
+    workers: int
+
+    def write(self, fingerprint: Fingerprint | None, prepared: Prepared | None = None) -> None:
+        """Write the page with what was reached."""
+        plan = prepared.plan if prepared else None
+        arrays = None
+        if plan is not None and prepared is not None and prepared.index is not None:
+            arrays = open_arrays(self.folder.preprocessed, plan.arrays_digest)
+        write_check(
+            self.folder,
+            dataset=self.dataset,
+            found=self.found,
+            problems=self.problems,
+            fingerprint=fingerprint,
+            plan=plan,
+            splits=prepared.splits if prepared else None,
+            arrays=arrays,
+            workers=self.workers,
         )
-        if wish.verify_only:
-            return Prepared(folder, dataset, reading.fingerprint)
-        return _plan_and_preprocess(folder, dataset, reading.fingerprint, wish)
 
 
-def _plan_and_preprocess(
-    folder: DatasetFolder, dataset: Dataset, fingerprint: Fingerprint, wish: Preparation
-) -> Prepared:
-    source = dataset.source
+def _plan_and_preprocess(prepared: Prepared, fingerprint: Fingerprint, wish: Preparation) -> Prepared:
+    folder, dataset, source = prepared.folder, prepared.dataset, prepared.dataset.source
     splits = make_splits(fingerprint, dataset.groups, source.n_folds, _known_folds(folder, dataset, source.n_folds))
     planner = wish.planner or find_planner(source.planner)
     plan = planner.plan(dataset, fingerprint, source.width, splits.missing, _plan_before(folder))
+    leakage = prepared.held_out.leakage if prepared.held_out else None
+    if leakage:
+        plan = dataclasses.replace(plan, warnings=(*plan.warnings, leakage))
     if not wish.replan:
         plan = _edited_plan(folder, fingerprint) or plan
     _tell_changes(folder, plan)
+    prepared = dataclasses.replace(prepared, plan=plan, splits=splits)
     if wish.dry_run:
-        return Prepared(folder, dataset, fingerprint, plan, splits, None)
+        return prepared
     write_json(folder.fingerprint_json, to_json(fingerprint))
     save_plan(plan, folder.plan_json)
     save_splits(splits, folder.splits_json)
     write_json(folder.dataset_json, to_json(dataset))
+    if prepared.held_out is not None:
+        write_json(folder.held_out_json, to_json(prepared.held_out))
+    else:
+        folder.held_out_json.unlink(missing_ok=True)
     index = preprocess(dataset, fingerprint, plan, folder.preprocessed, wish.workers)
-    return Prepared(folder, dataset, fingerprint, plan, splits, index)
+    return dataclasses.replace(prepared, index=index)
 
 
 def _plan_before(folder: DatasetFolder) -> Plan | None:
@@ -248,7 +304,7 @@ def _show_problems(problems: Sequence[Problem], path: Path) -> None:
         logger.info("... %d more in %s", len(problems) - MOST_PROBLEMS_SHOWN, path)
 
 
-def _refusal(faults: Sequence[Problem], source: Source, path: Path) -> DatasetError:
+def _refusal(faults: Sequence[Problem], source: Source, folder: DatasetFolder) -> DatasetError:
     """The one line that ends the command; a lone fault is that line itself."""
     worst = next((fault for fault in faults if fault.file == ALL_MASKS), faults[0])
     can_be_skipped = worst.file != ALL_MASKS and not source.skip_faulty
@@ -256,4 +312,5 @@ def _refusal(faults: Sequence[Problem], source: Source, path: Path) -> DatasetEr
     if len(faults) == 1:
         said = f"{worst.file}: {worst.what}: {worst.mend}"
         return DatasetError(f"{said} (or {skip})" if can_be_skipped else said)
-    return DatasetError(f"{len(faults)} faults, all in {path}: mend them{f', or {skip}' if can_be_skipped else ''}")
+    mend = f"mend them, or {skip}" if can_be_skipped else "mend them"
+    return DatasetError(f"{len(faults)} faults, all in {folder.problems_csv} and shown in {folder.check_html}: {mend}")

@@ -7,6 +7,7 @@ import numpy as np
 from iaunet.planners.folds import Splits
 from iaunet.planners.plan import Plan
 from iaunet.preprocessing.arrays import Index
+from iaunet.preprocessing.held_out import HeldOut
 from iaunet.preprocessing.preparation import Prepared
 from iaunet.preprocessing.preprocess import make_index
 
@@ -24,6 +25,7 @@ def describe(prepared: Prepared) -> list[str]:
         return [*lines, "nothing was written (--dry_run)"]
     lines += [
         f"written    {prepared.folder.root}",
+        f"look at    {prepared.folder.check_html}",
         f"next       iaunet_train {prepared.folder.name} 0 (one fold) or iaunet_train {prepared.folder.name} cv (all)",
     ]
     return lines
@@ -34,27 +36,35 @@ def _describe_data(prepared: Prepared) -> list[str]:
     shares = [case.foreground_share for case in fingerprint.cases]
     sizes = Counter(case.size for case in fingerprint.cases)
     (height, width), n_usual = sizes.most_common(1)[0]
+    slices = f", {sum(case.shape[0] for case in fingerprint.cases)} slices" if fingerprint.are_volumes else ""
     n_groups = len(set(dataset.groups.values()))
     duplicates = sum(len(group) - 1 for group in fingerprint.exact_duplicates)
     near = sum(map(len, fingerprint.near_duplicates))
     ceiling = np.median(fingerprint.ceilings) if len(fingerprint.ceilings) else float("nan")
     return [
-        f"cases      {len(fingerprint.cases)}, {len(sizes)} sizes, most often {height} x {width} ({n_usual})",
+        f"cases      {len(fingerprint.cases)}, {len(sizes)} sizes, most often {height} x {width} ({n_usual}){slices}",
         f"pixels     {fingerprint.channels} channels, {fingerprint.depth}",
-        f"labels     {', '.join(fingerprint.labels)}; foreground {np.median(shares):.1%} of an image (median)",
+        f"labels     {', '.join(dataset.labels)}; foreground {np.median(shares):.1%} of an image (median)",
         f"empty      {fingerprint.empty_masks} masks",
         f"groups     {n_groups or 'none'} ({dataset.groups_from})",
         f"duplicates {duplicates} exact copies, {near} cases nearly equal to another",
         f"ceiling    median Dice {ceiling:.3f} for masks taken to the network's size and back",
+        *_describe_test_set(prepared.held_out),
     ]
+
+
+def _describe_test_set(held_out: HeldOut | None) -> list[str]:
+    if held_out is None:
+        return []
+    lines = [f"test set   {held_out.understood}; read and compared, not planned on"]
+    return [*lines, *([f"warning    {held_out.leakage}"] if held_out.leakage else [])]
 
 
 def _describe_plan(plan: Plan) -> list[str]:
     network, recipe = plan.network, plan.recipe
     options = ", ".join(f"{key} {value}" for key, value in network.options.items())
-    height, width = plan.input_size
     choices = {
-        "input_mode": f"{plan.input_mode} to {height} x {width}",
+        "input_mode": _describe_mode(plan),
         "normalisation": f"by {plan.normalisation.kind}",
         "network": f"{network.name}, width {network.width}, depth {network.depth} ({options})",
         "recipe": f"{recipe.name}, {recipe.epochs} epochs, batch {recipe.batch_size}, lr {recipe.lr:g}",
@@ -65,6 +75,13 @@ def _describe_plan(plan: Plan) -> list[str]:
     for field, choice in choices.items():
         lines += [f"  {field:13} {choice}", f"  {'':13}   because: {plan.why.get(field, 'edited by hand')}"]
     return lines + [f"warning    {warning}" for warning in plan.warnings]
+
+
+def _describe_mode(plan: Plan) -> str:
+    height, width = plan.input_size
+    if plan.input_mode == "tiles":
+        return f"tiles of {height} x {width} at {plan.tile_scale:g} of the native size"
+    return f"{plan.input_mode} to {height} x {width}"
 
 
 def _describe_splits(splits: Splits) -> list[str]:

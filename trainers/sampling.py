@@ -75,7 +75,7 @@ class CaseOrder:
         foreground = [row for row in rows if self._has_foreground[row]]
         if foreground and rng.random() < self._foreground_rows:
             rows = foreground
-        return rows[rng.integers(len(rows))]
+        return rows[int(rng.integers(len(rows)))]
 
 
 class EpochSampler(Sampler[list[Sample]]):

@@ -48,7 +48,12 @@ def test_a_value_that_stands_for_no_label_is_named():
         ("values", (1, 2), (1, 1), r"written is \(1, 1\): give a different value"),
         ("values", (1,), (0,), r"written is \(0,\)"),
         ("values", (1,), (65536,), r"written is \(65536,\)"),
-        ("values", (1, 1), (1, 2), r"values is \(1, 1\): give 2 different values other than 0, a label each"),
+        (
+            "values",
+            (1, 1),
+            (1, 2),
+            r"values is \(1, 1\): give 2 different values other than 0 and the ignored one, a label each",
+        ),
         ("values", (0, 1), (1, 2), r"values is \(0, 1\)"),
         ("values", (), (255,), r"values is \(\): give 1 different values"),
         ("binary", (255,), (255,), r"values is \(255,\): give none, as binary masks have one label"),

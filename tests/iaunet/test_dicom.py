@@ -191,10 +191,11 @@ def test_voxels_are_what_the_modality_measured(tmp_path, pixels, elements, expec
     "syntax", [uid.ImplicitVRLittleEndian, uid.DeflatedExplicitVRLittleEndian, uid.ExplicitVRLittleEndian]
 )
 def test_every_way_of_writing_elements_is_read(tmp_path, syntax):
-    path = write(tmp_path / "a.dcm", DEEP, syntax, position=(1, 2, 3), SeriesDescription="T2")
+    texts = {"SpecificCharacterSet": "ISO_IR 100", "SeriesDescription": "Schädel"}
+    path = write(tmp_path / "a.dcm", DEEP, syntax, position=(1, 2, 3), **texts)
 
     np.testing.assert_array_equal(picture(path), DEEP)
-    assert find_series([path])[0].description == "T2"
+    assert find_series([path])[0].description == "Schädel"
     np.testing.assert_array_equal(read_series_header([path]).affine[:3, 3], [-1, -2, 3])
 
 

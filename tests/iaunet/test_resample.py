@@ -3,7 +3,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from iaunet.resample import ceiling_dice, one_hot, resize_image, resize_mask, resize_probabilities
+from iaunet.resample import (
+    ceiling_dice,
+    one_hot,
+    resize_image,
+    resize_mask,
+    resize_probabilities,
+    resize_strip,
+    rows_needed,
+    rows_ready,
+)
 
 SIDES = st.integers(1, 60)
 SIZES = st.tuples(SIDES, SIDES)
@@ -150,13 +159,13 @@ def disc(side, radius):
 def test_the_ceiling_is_one_at_the_same_size_and_for_absent_labels():
     mask = random_mask(0, (20, 30), range(4))
 
-    assert ceiling_dice(mask, (20, 30), [1, 2, 3, 4]) == {1: 1, 2: 1, 3: 1, 4: 1}
+    assert ceiling_dice(mask[None], (20, 30), [1, 2, 3, 4]) == {1: 1, 2: 1, 3: 1, 4: 1}
 
 
 def test_the_ceiling_is_high_for_a_large_disc_and_falls_with_the_size():
     mask = disc(200, 60) * 255
 
-    dices = [ceiling_dice(mask, (side, side), [255])[255] for side in (100, 50, 25, 12)]
+    dices = [ceiling_dice(mask[None], (side, side), [255])[255] for side in (100, 50, 25, 12)]
 
     assert dices[0] > 0.99
     assert dices == sorted(dices, reverse=True)
@@ -166,7 +175,7 @@ def test_the_ceiling_of_lines_that_the_size_cannot_hold_is_zero():
     mask = np.zeros((256, 256), np.uint8)
     mask[::16] = 1
 
-    assert ceiling_dice(mask, (64, 64), [1]) == {1: 0}
+    assert ceiling_dice(mask[None], (64, 64), [1]) == {1: 0}
 
 
 def test_the_ceiling_takes_soft_coverage_down_and_soft_maps_up():
@@ -176,4 +185,133 @@ def test_the_ceiling_takes_soft_coverage_down_and_soft_maps_up():
     back = resize_by_the_textbook(small, (40, 40))[0] >= 0.5
     dice = 2 * (back & (mask == 1)).sum() / (back.sum() + mask.sum())
 
-    assert ceiling_dice(mask, (9, 7), [1])[1] == pytest.approx(dice)
+    assert ceiling_dice(mask[None], (9, 7), [1])[1] == pytest.approx(dice)
+
+
+def test_the_ceiling_of_a_volume_counts_its_slices_together():
+    full, thin = disc(40, 15), np.zeros((40, 40), np.uint8)
+    thin[20] = 1
+    small = resize_by_the_textbook(full[None], (9, 7)) >= 0.5
+    back = resize_by_the_textbook(small, (40, 40))[0] >= 0.5
+
+    dice = ceiling_dice(np.stack([full, np.zeros_like(full), thin]), (9, 7), [1])[1]
+
+    assert ceiling_dice(thin[None], (9, 7), [1]) == {1: 0}
+    assert dice == pytest.approx(2 * (back & (full == 1)).sum() / (back.sum() + full.sum() + thin.sum()))
+
+
+LARGE_SIDES = st.integers(1, 900)
+LARGE_SIZES = st.tuples(LARGE_SIDES, LARGE_SIDES)
+SCALES = st.sampled_from([1.0, 0.5, 0.25, 0.37, 1.7, 3.0])
+
+
+def scaled(size, scale):
+    height, width = (max(1, round(side * scale)) for side in size)
+    return height, width
+
+
+def draw_window(data, size):
+    """A window inside a size, (top, left, height, width)."""
+    lengths = [data.draw(st.integers(1, min(side, 256))) for side in size]
+    starts = [data.draw(st.integers(0, side - length)) for side, length in zip(size, lengths, strict=True)]
+    return (*starts, *lengths)
+
+
+def crop(array, window):
+    top, left, height, width = window
+    return array[..., top : top + height, left : left + width]
+
+
+@settings(deadline=None)
+@given(st.data(), SEEDS, LARGE_SIZES, SCALES, st.sampled_from(["uint8", "uint16", "float32"]))
+def test_a_window_of_a_resized_image_is_that_part_of_the_whole(data, seed, size, scale, dtype):
+    height, width = scaled(size, scale)
+    if height * width > 700_000:
+        height, width = height // 2, width // 2
+    window = draw_window(data, (height, width))
+    image = (np.random.default_rng(seed).random((2, *size)) * (1 if dtype == "float32" else 255)).astype(dtype)
+
+    part = resize_image(image, (height, width), window)
+
+    whole = crop(resize_image(image, (height, width)), window)
+    assert part.dtype == np.float32
+    assert part.shape == whole.shape
+    # 8 bits are rounded after each axis, in an order that depends on the sizes; corners of windows are float32
+    np.testing.assert_allclose(part, whole, atol={"uint8": 1, "uint16": 255 * 5e-5, "float32": 5e-5}[dtype])
+
+
+@settings(deadline=None)
+@given(st.data(), SEEDS, LARGE_SIZES, st.sampled_from([1.0, 0.5, 0.25, 2.0]))
+def test_a_window_at_a_scale_of_a_power_of_two_is_exact(data, seed, size, scale):
+    size = tuple(-(-side // 4) * 4 for side in size)
+    window = draw_window(data, scaled(size, scale))
+    rng = np.random.default_rng(seed)
+    image, mask = rng.random((1, *size), np.float32), rng.integers(0, 3, size, dtype=np.uint8)
+
+    part, labels = resize_image(image, scaled(size, scale), window), resize_mask(mask, scaled(size, scale), window)
+
+    np.testing.assert_allclose(part, crop(resize_image(image, scaled(size, scale)), window), atol=1e-6)
+    np.testing.assert_array_equal(labels, crop(resize_mask(mask, scaled(size, scale)), window))
+
+
+@settings(deadline=None)
+@given(st.data(), SEEDS, LARGE_SIZES, SCALES, st.sampled_from([(0, 1), (0, 255), (0, 1, 2, 3)]))
+def test_a_window_of_a_resized_mask_is_that_part_of_the_whole(data, seed, size, scale, values):
+    window = draw_window(data, scaled(size, scale))
+    coarse = random_mask(seed, tuple(-(-side // 8) for side in size), values)
+    mask = np.kron(coarse, np.ones((8, 8), np.uint8))[: size[0], : size[1]]
+
+    part = resize_mask(mask, scaled(size, scale), window)
+
+    whole = crop(resize_mask(mask, scaled(size, scale)), window)
+    assert part.shape == whole.shape
+    assert (part != whole).mean() <= 0.02  # ties between labels
+
+
+def test_a_window_of_an_equal_size_is_a_copy():
+    image, mask = np.arange(30, dtype=np.uint16).reshape(1, 5, 6), np.eye(6, dtype=np.uint8)[:5]
+
+    part, labels = resize_image(image, (5, 6), (1, 2, 3, 4)), resize_mask(mask, (5, 6), (1, 2, 3, 4))
+
+    np.testing.assert_array_equal(part, image[:, 1:4, 2:6])
+    np.testing.assert_array_equal(labels, mask[1:4, 2:6])
+    assert not np.shares_memory(part, image)
+    assert not np.shares_memory(labels, mask)
+
+
+@settings(deadline=None)
+@given(SEEDS, st.tuples(st.integers(1, 400), st.integers(1, 12)), st.tuples(st.integers(1, 900), st.integers(1, 12)), st.integers(1, 80))
+def test_strips_of_only_the_rows_they_need_put_together_are_the_whole(seed, size, target, step):
+    maps = np.random.default_rng(seed).random((2, *size), np.float32)
+
+    rows, parts = 0, []
+    for n in [*range(0, size[0], step), size[0]]:
+        ready = rows_ready(n, size[0], target[0])
+        if ready > rows:
+            first = rows_needed(rows, size[0], target[0])
+            parts.append(resize_strip(maps[:, first:n], first, size, target, range(rows, ready)))
+            rows = ready
+
+    np.testing.assert_allclose(np.concatenate(parts, axis=1), resize_probabilities(maps, target), atol=1e-5)
+
+
+@given(st.integers(1, 500), st.integers(1, 900))
+def test_rows_are_ready_in_order_and_all_of_them_at_the_end(height, target):
+    ready = [rows_ready(n, height, target) for n in range(height + 1)]
+
+    assert ready == sorted(ready)
+    assert (ready[0], ready[-1]) == (0, target)
+    needed = [rows_needed(row, height, target) for row in range(target)]
+    assert needed == sorted(needed)
+    assert needed[0] == 0
+    assert max(needed) < height
+
+
+@given(st.integers(1, 60), st.integers(1, 200))
+def test_ready_rows_have_no_weight_beyond_and_needed_rows_none_before(height, target):
+    weights = triangle_weights(height, target)
+
+    for n in range(height):
+        assert not weights[: rows_ready(n, height, target), n:].any()
+    for row in range(target):
+        assert not weights[row, : rows_needed(row, height, target)].any()

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from iaunet.planners.fingerprint import CaseFingerprint, Fingerprint, Intensity, LabelFingerprint
+from iaunet.planners.fingerprint import CaseFingerprint, Fingerprint, LabelFingerprint
+from iaunet.planners.histogram import Intensity
 
 INTENSITY = Intensity(mean=100.0, sd=20.0, percentiles=(0.0, 1.0, 5.0, 100.0, 200.0, 250.0, 255.0))
 
@@ -17,14 +18,19 @@ def make_case(
     ceiling: float = 0.99,
     width: float | None = 20.0,
     mean: float = 100.0,
+    tile_ceilings: tuple[float, ...] = (),
+    slices: int = 1,
+    spacing_mm: tuple[float, float, float] | None = None,
+    percentiles: tuple[float, ...] = INTENSITY.percentiles,
 ) -> CaseFingerprint:
     """A grey case with one label, or an empty mask where ``share`` is 0."""
-    label = LabelFingerprint(share=share, components=1, diameter=30.0, ceiling=ceiling) if share else None
-    intensity = Intensity(mean=mean, sd=20.0, percentiles=INTENSITY.percentiles)
+    measured = LabelFingerprint(share=share, components=1, diameter=30.0, ceiling=ceiling, tile_ceilings=tile_ceilings)
+    label = measured if share else None
+    intensity = Intensity(mean=mean, sd=20.0, percentiles=percentiles)
     return CaseFingerprint(
         name=name,
-        size=size,
-        spacing_mm=None,
+        shape=(slices, *size),
+        spacing_mm=spacing_mm,
         channels=1,
         image_sha256="0" * 64,
         mask_sha256=None,

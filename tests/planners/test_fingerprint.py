@@ -11,7 +11,7 @@ from iaunet.dataset import Source
 from iaunet.discovery import discover_cases
 from iaunet.planners.fingerprint import Fingerprint, fingerprint_dataset, label_names
 from iaunet.planners.mask_values import judge_masks
-from iaunet.planners.rules import find_lost_detail
+from iaunet.planners.rules import InputMode, choose_input_mode, find_lost_detail
 from iaunet.records import from_json, to_json
 
 
@@ -269,7 +269,8 @@ def test_clinicdb_has_the_facts_it_is_known_for(real_data):
     assert {case.size for case in fingerprint.cases} == {(288, 384)}
     assert (fingerprint.channels, fingerprint.depth, fingerprint.labels) == (3, "uint8", ("foreground",))
     assert np.median(fingerprint.ceilings) == pytest.approx(0.995, abs=0.003)
-    assert find_lost_detail(fingerprint) is None
+    assert choose_input_mode(fingerprint, (256, 256)).value == InputMode("resize")
+    assert find_lost_detail(fingerprint, InputMode("resize")) is None
     assert fingerprint.empty_masks == 0
     assert all(len({sequences[name] for name in group}) == 1 for group in fingerprint.near_duplicates)
 
@@ -281,4 +282,5 @@ def test_the_vessels_of_drive_are_too_thin_for_the_input(real_data):
     assert len(reading.fingerprint.cases) == 20
     assert np.median(reading.fingerprint.ceilings) == pytest.approx(0.84, abs=0.02)
     assert np.median(reading.fingerprint.input_widths) < 3
-    assert find_lost_detail(reading.fingerprint) is not None
+    assert find_lost_detail(reading.fingerprint, InputMode("resize")) is not None
+    assert choose_input_mode(reading.fingerprint, (256, 256)).value == InputMode("tiles")

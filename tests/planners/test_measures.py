@@ -27,7 +27,7 @@ def measure(tmp_path):
                 Image.fromarray(pixels).save(files[name])
         task = MeasureTask(
             case="a",
-            image=files["image"],
+            images=(files["image"],),
             image_file="images/a.png",
             mask=None if mask is None else files["mask"],
             mask_file=None if mask is None else "masks/a.png",
@@ -44,7 +44,8 @@ def test_image_and_mask_are_measured_in_native_pixels(measure, tmp_path):
     mask = np.where(DISC, np.uint8(255), np.uint8(0))
     measured = measure(GREY, mask)
 
-    assert (measured.size, measured.channels, measured.depth) == ((64, 96), 1, "uint8")
+    assert (measured.shape, measured.channels, measured.depth) == ((1, 64, 96), 1, "uint8")
+    assert measured.spacing_mm is None
     assert measured.image_sha256 == hashlib.sha256(Path(tmp_path / "image.png").read_bytes()).hexdigest()
     assert measured.mask_sha256 == hashlib.sha256(Path(tmp_path / "mask.png").read_bytes()).hexdigest()
     assert measured.histograms[0].mean() == pytest.approx(GREY.mean())
@@ -122,7 +123,7 @@ def test_a_file_that_cannot_be_used_is_the_result_and_no_exception(measure, imag
     measured = measure(image, mask)
 
     assert [(problem.file, problem.what) for problem in measured.problems] == faults
-    assert measured.size == (0, 0)
+    assert measured.shape == (0, 0, 0)
 
 
 def test_the_faults_of_image_and_mask_are_told_together(measure):
@@ -138,7 +139,7 @@ def test_a_mask_turned_as_the_image_is_displayed_fits(tmp_path, measure):
     measured = measure(data, np.rot90(DISC, -1))
 
     assert not measured.problems
-    assert measured.size == (96, 64)
+    assert measured.shape == (1, 96, 64)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int32])

@@ -3,7 +3,7 @@ import json
 
 import pytest
 
-from iaunet.dataset import Dataset, MaskCoding, Source
+from iaunet.dataset import Dataset, MaskCoding, Slicing, Source
 from iaunet.errors import PlanError
 from iaunet.planners.plan import InferencePlan, NetworkPlan, Normalisation, Plan, content_digest, load_plan, save_plan
 from iaunet.planners.planner import find_planner
@@ -45,6 +45,7 @@ def fields_of(kind, path=()):
     """The path of every field of a record and of those in it."""
     hints = {
         "coding": MaskCoding,
+        "slicing": Slicing,
         "normalisation": Normalisation,
         "network": NetworkPlan,
         "recipe": Recipe,
@@ -71,16 +72,16 @@ def test_nonsense_in_any_field_is_answered_with_the_field_and_what_is_allowed(lo
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        (["version"], 2, "version is 2: give 1, or plan again"),
+        (["version"], 1, "version is 1: give 2, or plan again"),
         (["channels"], 0, "channels is 0: give a whole number from 1 to 64"),
         (["channels"], 3, r"normalisation.mean is \(100.0,\): give 3 numbers, one a channel"),
         (["labels"], [], r"labels is \(\): give 1 to 255 different names"),
         (["labels"], ["a", "a"], r"labels is \('a', 'a'\): give 1 to 255 different names"),
-        (["labels"], ["a", "b"], r"coding.written is \(255,\): give 2 values, one a label"),
+        (["labels"], ["a", "b"], r"coding is \(\(1,\),\): give 2 labels or regions, as in labels"),
         (["coding", "written"], [], r"coding.written is \(\): give a different value from 1 to 65535 for each label"),
-        (["coding", "values"], [], r"coding.values is \(\): give 1 different values other than 0, a label each"),
+        (["coding", "values"], [], r"coding.values is \(\): give 1 different values other than 0 and the ign"),
         (["coding", "kind"], "binary", r"coding.values is \(255,\): give none, as binary masks have one label"),
-        (["input_mode"], "crop", "input_mode is 'crop': give one of 'resize', 'letterbox'"),
+        (["input_mode"], "crop", "input_mode is 'crop': give one of 'resize', 'letterbox', 'tiles'"),
         (
             ["input_size"],
             [100, 256],
