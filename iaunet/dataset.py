@@ -107,7 +107,11 @@ class MaskCoding:
     def decode(self, labels: NDArray[np.uint8]) -> NDArray[np.generic]:
         """Turn labels of any shape into the values of the dataset's masks, uint8 or uint16."""
         table = np.array([0, *self.written])
-        return table.astype(np.uint8 if table.max() <= 255 else np.uint16)[labels]
+        table = table.astype(np.uint8 if table.max() <= 255 else np.uint16)
+        values = np.empty(labels.shape, table.dtype)
+        for row in np.ndindex(labels.shape[:-1]):  # numpy looks up with 8 bytes a pixel
+            values[row] = table[labels[row]]
+        return values
 
     def targets(self, labels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """What the network is to give for labels [..., H, W]: [..., outputs, H, W] of 0 and 1."""

@@ -3,14 +3,15 @@
 import dataclasses
 import io
 import struct
-import warnings
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
-from PIL.Image import DecompressionBombError, DecompressionBombWarning
+from PIL.Image import DecompressionBombError
 from PIL.PngImagePlugin import PngInfo
 
 from iaunet.errors import FileError
@@ -32,6 +33,12 @@ MADE_FROM = "iaunet:made-from"
 MAX_PIXELS = 178_956_970
 """Pixels an image may have, Pillow's own limit: 512 MiB as RGB. More is taken for a decompression bomb."""
 
+MAX_PNG_PIXELS = 2**29
+"""Pixels a PNG image may have: masks of the largest TIFF images are written as PNG, and read again."""
+
+_pillows_limit = Lock()
+"""Held while `Image.MAX_IMAGE_PIXELS` is another than its own."""
+
 _DECODER_FAULTS = (
     OSError,
     SyntaxError,
@@ -43,6 +50,7 @@ _DECODER_FAULTS = (
     TypeError,
     AttributeError,
     MemoryError,
+    DecompressionBombError,  # a tile of a TIFF image
     struct.error,
     zlib.error,
 )
@@ -152,9 +160,9 @@ def may_hold_colours(path: Path) -> bool:
     JPEG is left out: it cannot hold exact colours.
     """
     try:
-        with Image.open(path, formats=["PNG", "BMP", "TIFF"]) as image:
+        with _header(path, ["PNG", "BMP", "TIFF"]) as image:
             return image.mode in ("RGB", "RGBA", "P", "PA")
-    except (*_DECODER_FAULTS, DecompressionBombError):
+    except _DECODER_FAULTS:
         return False
 
 
@@ -186,7 +194,7 @@ def write_png(path: Path, pixels: NDArray[np.generic], made_from: str = "") -> N
 def read_made_from(path: Path) -> str:
     """What a PNG file says it was made from; empty when it is missing, damaged or does not say."""
     try:
-        with Image.open(path, formats=["PNG"]) as image:
+        with _header(path, ["PNG"]) as image:
             return str(image.info.get(MADE_FROM, ""))
     except _DECODER_FAULTS:
         return ""
@@ -214,14 +222,21 @@ def to_channels(pixels: NDArray[np.generic], channels: int) -> NDArray[np.generi
     raise FileError(f"has {own} channels, the data set has {channels}", f"give images with {channels} channels")
 
 
+def _header(file: Path | io.BytesIO, formats: Sequence[str]) -> Image.Image:
+    """Open an image without Pillow's limit of pixels, which is global; none is decoded yet."""
+    with _pillows_limit:
+        before = Image.MAX_IMAGE_PIXELS
+        Image.MAX_IMAGE_PIXELS = None
+        try:
+            return Image.open(file, formats=formats)
+        finally:
+            Image.MAX_IMAGE_PIXELS = before
+
+
 def _open(data: bytes) -> Image.Image:
     """Open and decode one page in its displayed orientation, with every fault of the decoder named."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DecompressionBombWarning)  # that limit is half of ours
-            image = Image.open(io.BytesIO(data), formats=sorted(set(FORMATS.values())))
-    except DecompressionBombError as fault:
-        raise _too_large("more pixels") from fault
+        image = _header(io.BytesIO(data), sorted(set(FORMATS.values())))
     except UnidentifiedImageError as fault:
         raise FileError(
             "is not a readable PNG, JPEG, BMP or TIFF image, whatever its name says",
@@ -230,8 +245,9 @@ def _open(data: bytes) -> Image.Image:
     except _DECODER_FAULTS as fault:
         raise _damaged(fault) from fault
     width, height = image.size
-    if width * height > MAX_PIXELS:
-        raise _too_large(f"{height} x {width} pixels, more")
+    most = MAX_PNG_PIXELS if image.format == "PNG" else MAX_PIXELS
+    if width * height > most:
+        raise FileError(f"has {height} x {width} pixels, more than the {most:,} allowed", "cut or shrink it")
     try:
         pages = getattr(image, "n_frames", 1)
         if pages > 1 and image.format != "MPO":  # a JPEG whose further pages are previews
@@ -253,10 +269,6 @@ def _would_lose_depth(image: Image.Image) -> bool:
     """Whether Pillow would cut 16 bits a channel to 8, as it does with all but plain grey, and tells nobody."""
     layouts = [args if isinstance(args, str) else args[0] for *_, args in getattr(image, "tile", ())]
     return image.mode not in _GREY_MODES and any(str(layout).endswith(_DEEP_LAYOUTS) for layout in layouts)
-
-
-def _too_large(what: str) -> FileError:
-    return FileError(f"has {what} than the {MAX_PIXELS:,} allowed", "cut or shrink it")
 
 
 def _damaged(fault: BaseException) -> FileError:

@@ -1,5 +1,6 @@
 """Predicted masks as files: a picture's as PNG, those of a stack of pages as TIFF, a volume's with its geometry."""
 
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,6 +19,20 @@ from iaunet.volumes import VolumeHeader, is_volume_file, volume_stem
 
 VOLUME_MASK_ENDINGS = {".nii": ".nii.gz", ".nii.gz": ".nii.gz", ".mha": ".mha", ".mhd": ".mha", ".nrrd": ".nrrd"}
 """The ending of a volume's mask by that of the volume; a DICOM series gets NIfTI."""
+
+_DAMAGED_PAGES = (
+    OSError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    LookupError,
+    ArithmeticError,
+    AssertionError,
+    MemoryError,
+    RuntimeError,
+    struct.error,
+)
+"""What tifffile is known to raise on damaged files, besides its own error."""
 
 
 def image_stem(path: Path) -> str:
@@ -99,5 +114,5 @@ def _read_pages_made_from(path: Path) -> str:
     try:
         with tifffile.TiffFile(path) as file:
             return str((file.imagej_metadata or {}).get(volumes.MADE_FROM, ""))
-    except (OSError, ValueError, tifffile.TiffFileError):
+    except (*_DAMAGED_PAGES, tifffile.TiffFileError):
         return ""

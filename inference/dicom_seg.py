@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from iaunet.dicom import Layout, read_layout
-from iaunet.errors import PredictionError
+from iaunet.dicom_header import read_elements
+from iaunet.errors import FileError, PredictionError
 from iaunet.orientation import VolumeHeader
 from iaunet.storage import replacing
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 _SERIES_NUMBER = 1000
 """Above what scanners give to their own series."""
+
+_CONTENT_DESCRIPTION = 0x00700081
 
 _MAX_TEXT = 64
 """Characters of a DICOM text of kind LO."""
@@ -130,6 +133,14 @@ def _pictures(labels: NDArray[np.uint8], layout: Layout) -> NDArray[np.uint8]:
     pictures = np.empty(slices.shape, np.uint8)
     pictures[list(layout.frames)] = slices
     return pictures
+
+
+def read_model(path: Path) -> str:
+    """What a written segmentation says of the model that predicted; empty when it is missing, damaged or does not."""
+    try:
+        return read_elements(path).text(_CONTENT_DESCRIPTION)
+    except FileError:
+        return ""
 
 
 def _describe_segments(names: Sequence[str], model: str, version: str) -> "list[highdicom.seg.SegmentDescription]":

@@ -44,7 +44,7 @@ class Evaluation:
 
     ``problems`` holds a fault for each case that was not scored, and notes. ``understood`` tells how the values of
     the masks were read, ``groups_from`` where the groups come from. ``tolerance`` is that of surface Dice in pixels;
-    distances are in mm where every true mask is a volume that tells its spacing.
+    distances are in mm where every true mask tells its spacing, else in pixels.
     """
 
     predictions: str
@@ -130,10 +130,16 @@ def evaluate_folders(
     pairs, problems = pair_masks(predictions, truth)
     grouping = resolve_groups([pair.name for pair in pairs], groups)
     sound, reading, faults = _read_pairs(pairs, workers)
+    in_mm = all(each.spacing_mm for each in sound)  # else all in pixels: they are summed up together
     tasks = [
-        _ScoreTask(pair=each.pair, reading=reading, spacing_mm=each.spacing_mm, tolerance=tolerance) for each in sound
+        _ScoreTask(
+            pair=each.pair,
+            reading=reading,
+            spacing_mm=each.spacing_mm if in_mm else None,
+            tolerance=tolerance,
+        )
+        for each in sound
     ]
-    in_mm = all(each.spacing_mm for each in sound)
     scores = tuple(_in_processes(_score_pair, tasks, workers, "score"))
     return Evaluation(
         predictions=str(predictions),
@@ -295,8 +301,10 @@ def _find_misfit(prediction: MaskStack, truth: MaskStack) -> FileError | None:
     """Why a mask cannot be scored on another: its size, or its place as a volume."""
     if prediction.values.shape != truth.values.shape:
         sizes = _by(prediction.values.shape), _by(truth.values.shape)
+        picture = len(prediction.values) == len(truth.values) == 1
+        picture = len(prediction.values) == len(truth.values) == 1
         return FileError(
-            f"is {sizes[0]}, its truth {sizes[1]} (height x width)",
+            f"is {sizes[0]}, its truth {sizes[1]} ({'height x width' if picture else 'slices x height x width'})",
             "bring it to the size of the truth, or find the prediction that belongs to it",
         )
     if prediction.header is not None and truth.header is not None:

@@ -5,18 +5,21 @@ import io
 import logging
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from iaunet.dataset import Slicing
+from iaunet.dicom import is_dicom_file
 from iaunet.discovery import IMAGE_ENDINGS, list_images, natural_order
 from iaunet.errors import FileError, IaunetError, PredictionError
 from iaunet.files import is_image_file, write_png
+from iaunet.inference.dicom_seg import read_model, write_segmentation
 from iaunet.inference.mosaic import Prediction
 from iaunet.inference.overlay import draw_stack_overlay
 from iaunet.inference.predictor import Predictor
@@ -25,7 +28,16 @@ from iaunet.inference.stream import predict_stream
 from iaunet.masks import image_stem, mask_ending, path_ending, read_made_from, write_mask
 from iaunet.planners.plan import Plan
 from iaunet.preprocessing.cases import CaseInput, prepare_case
-from iaunet.stacks import Stack, hash_files, is_volume, read_mask_stack, read_stack, read_volume_header, volume_labels
+from iaunet.stacks import (
+    Stack,
+    hash_files,
+    is_volume,
+    read_mask_stack,
+    read_stack,
+    read_volume_header,
+    series_files,
+    volume_labels,
+)
 from iaunet.storage import digest, read_json, remove_leftovers, write_json, write_text
 from iaunet.volumes import VolumeHeader, is_volume_file, write_probabilities
 from iaunet.workspace import locked
@@ -34,15 +46,22 @@ logger = logging.getLogger(__name__)
 
 RECORD, TABLE = "predictions.json", "predictions.csv"
 
-_CHANNEL = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
+STRIP = 256
+"""Rows of a picture that are counted at once."""
+
+Label = TypeVar("Label", bound=np.generic)
+
+_CHANNEL = re.compile(r".+_(\d{4})", re.ASCII)
 
 
 @dataclass(frozen=True, kw_only=True)
 class FolderOptions:
-    """``overlay`` and ``probabilities`` write further pictures; ``overwrite`` replaces masks of another model."""
+    """``overlay``, ``probabilities`` and ``dicom_seg`` write further files, the last for DICOM input; ``overwrite``
+    replaces masks of another model."""
 
     overlay: bool = False
     probabilities: bool = False
+    dicom_seg: bool = False
     overwrite: bool = False
 
 
@@ -70,7 +89,7 @@ def describe_model(runs: Sequence[Run], folds: Sequence[str] | None, predictor: 
         "members": members,
         "mirroring": len(predictor.flips) > 1,
         "thresholds": list(plan.inference.thresholds),
-        "labels": dict(zip(plan.labels, plan.coding.written, strict=True)),
+        "labels": dict(zip(plan.value_names, plan.coding.written, strict=True)),
     }
 
 
@@ -87,7 +106,7 @@ def predict_folder(
         predictor: Predicts.
         model: See `describe_model`; masks of the same model that are there already are kept.
         inputs: A folder of images, searched to its depth, or one image.
-        output: Gets ``<name>.png`` for each, predictions.csv and predictions.json.
+        output: Gets a mask for each, see `iaunet.masks.mask_ending`, predictions.csv and predictions.json.
         options: What else to write.
 
     Returns:
@@ -168,9 +187,8 @@ def group_channels(root: Path, images: Sequence[Path], channel_files: int) -> li
     groups: dict[tuple[str, str], list[Path]] = {}
     for path in images:
         folder, stem, ending = path.parent.relative_to(root), image_stem(path), path_ending(path)
-        numbered = _CHANNEL.fullmatch(stem) if channel_files else None
-        if numbered and int(numbered["channel"]) < channel_files:
-            stem = numbered["case"]
+        if _channel_of(path) in range(channel_files):
+            stem = stem[: -len("_0000")]
         groups.setdefault(((folder / (stem + ending)).as_posix(), (folder / stem).as_posix()), []).append(path)
     return [InputCase(name, stem, tuple(files)) for (name, stem), files in groups.items()]
 
@@ -185,6 +203,12 @@ def mask_names(cases: Sequence[InputCase], endings: Sequence[str]) -> list[str]:
         f"{case.name if times[case.stem.lower()] > 1 else case.stem}{ending}"
         for case, ending in zip(cases, endings, strict=True)
     ]
+
+
+def _channel_of(path: Path) -> int | None:
+    """The number of the channel that a file's name ends in, as nnU-Net names its files."""
+    numbered = _CHANNEL.fullmatch(image_stem(path))
+    return int(numbered[1]) if numbered else None
 
 
 @dataclass(frozen=True)
@@ -203,9 +227,11 @@ class _Work:
     def _read(self, case: InputCase) -> Stack:
         expected = self.plan.channel_files
         if expected and len(case.files) != expected:
+            there = {_channel_of(path) for path in case.files}
+            missing = [f"_{number:04d}" for number in range(expected) if number not in there]
             raise FileError(
                 f"has {len(case.files)} of {expected} channel files",
-                "add the missing ones, whose names end in _0000 and so on",
+                f"add those whose names end in {', '.join(missing)}",
             )
         return read_stack(case.files, self.plan.slicing)
 
@@ -216,12 +242,13 @@ class _Work:
             return None
         try:
             made_from = self._made_from(case)
-            labels = self.plan.coding.encode(read_mask_stack(files[0], self.plan.slicing).values)
+            if not all(_is_made_from(file, made_from) for file in files):
+                return None
+            mask = read_mask_stack(files[0], Slicing(slice_axis=self.plan.slicing.slice_axis)).values
+            pixels = count_pixels(map(self.plan.coding.encode, _strips(mask)), self.plan.coding.outputs)
         except FileError:
             return None
-        if any(read_made_from(file) != made_from for file in files):
-            return None
-        return self._outcome(case, "kept", labels)
+        return self._outcome(case, "kept", pixels)
 
     def finish(self, case: InputCase, prediction: Prediction) -> Outcome:
         made_from = self._made_from(case)
@@ -233,15 +260,19 @@ class _Work:
         if prediction.probabilities is not None:
             for file, plane in zip(self._probabilities(case), prediction.probabilities, strict=True):
                 self._write_probabilities(file, plane, case, header, made_from)
+        for file in self._segmentations(case):
+            names = self.plan.value_names
+            volume = volume_labels(labels, self.plan.slicing).astype(np.uint8)
+            write_segmentation(file, volume, names, series_files(case.files[0]), digest(made_from))
         values = self.plan.coding.decode(labels)
         write_mask(self.output / self.jobs[case], values, self.plan.slicing, header, case.files, made_from)
-        return self._outcome(case, "done", labels)
+        return self._outcome(case, "done", count_pixels(_strips(labels), self.plan.coding.outputs))
 
     def files(self, case: InputCase) -> list[Path]:
         """All that is written for an image, the mask first."""
         overlays = [self._overlay(case)] if self.options.overlay else []
         probabilities = self._probabilities(case) if self.options.probabilities else []
-        return [self.output / self.jobs[case], *overlays, *probabilities]
+        return [self.output / self.jobs[case], *overlays, *probabilities, *self._segmentations(case)]
 
     def _write_probabilities(
         self, file: Path, plane: NDArray[np.float32], case: InputCase, header: VolumeHeader | None, made_from: str
@@ -256,6 +287,13 @@ class _Work:
         """Names the image's bytes and the model."""
         return f"{hash_files(case.files)} {self.model}"
 
+    def _segmentations(self, case: InputCase) -> list[Path]:
+        """The DICOM segmentation of a DICOM image, if it is wished."""
+        if not self.options.dicom_seg or not is_volume(case.files[0]) or is_volume_file(case.files[0]):
+            return []
+        mask = self.output / "dicom_seg" / self.jobs[case]
+        return [mask.with_name(f"{image_stem(mask)}.dcm")]
+
     def _overlay(self, case: InputCase) -> Path:
         mask = self.output / "overlays" / self.jobs[case]
         return mask.with_name(f"{image_stem(mask)}.png")
@@ -268,15 +306,28 @@ class _Work:
             return [mask]
         return [mask.with_name(f"{image_stem(mask)}_{label}{path_ending(mask)}") for label in labels]
 
-    def _outcome(self, case: InputCase, status: Literal["done", "kept"], labels: NDArray[np.uint8]) -> Outcome:
-        pixels = count_pixels(labels, self.plan.coding.outputs)
+    def _outcome(self, case: InputCase, status: Literal["done", "kept"], pixels: tuple[int, ...]) -> Outcome:
         return Outcome(image=case.name, mask=self.jobs[case], status=status, pixels=pixels)
 
 
-def count_pixels(labels: NDArray[np.uint8], outputs: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
-    """The pixels, or voxels, of each output: a label or the union of several."""
-    counts = np.bincount(labels.ravel(), minlength=256)
+def count_pixels(labels: Iterable[NDArray[np.uint8]], outputs: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    """The pixels, or voxels, of each output, a label or the union of several, in all arrays of labels together."""
+    counts = np.zeros(256, np.int64)
+    for part in labels:
+        counts += np.bincount(part.ravel(), minlength=256)
     return tuple(int(counts[list(output)].sum()) for output in outputs)
+
+
+def _is_made_from(file: Path, made_from: str) -> bool:
+    """Whether a written file says so; a DICOM segmentation has room for the digest only."""
+    return read_model(file) == digest(made_from) if is_dicom_file(file) else read_made_from(file) == made_from
+
+
+def _strips(slices: NDArray[Label]) -> Iterator[NDArray[Label]]:
+    """The slices [S, H, W] in strips of rows: numpy counts and looks up with 8 bytes a pixel."""
+    for picture in slices:
+        for top in range(0, len(picture), STRIP):
+            yield picture[top : top + STRIP]
 
 
 def _claim(output: Path, model: Mapping[str, Any], names: Sequence[str], overwrite: bool) -> None:

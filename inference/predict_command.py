@@ -32,6 +32,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--network", metavar="NAME", help="trust the stranger's network the run was trained with")
     parser.add_argument("--overlay", action="store_true", help="also draw the contours on the images")
     parser.add_argument("--probabilities", action="store_true", help="also write probabilities as 16-bit PNG")
+    parser.add_argument(
+        "--dicom_seg", action="store_true", help="also write DICOM segmentations of DICOM images (iaunet[dicom])"
+    )
     parser.add_argument("--no_mirroring", action="store_true", help="one pass an image instead of four flips")
     parser.add_argument("--fast", action="store_true", help="one fold and one pass an image")
     parser.add_argument("--overwrite", action="store_true", help="replace masks of another model")
@@ -67,7 +70,10 @@ def _run(arguments: argparse.Namespace) -> int:
     for member in model["members"]:
         logger.info("model      run %s, fold %s", member["run"], member["fold"])
     options = FolderOptions(
-        overlay=arguments.overlay, probabilities=arguments.probabilities, overwrite=arguments.overwrite
+        overlay=arguments.overlay,
+        probabilities=arguments.probabilities,
+        dicom_seg=arguments.dicom_seg,
+        overwrite=arguments.overwrite,
     )
     start = time.perf_counter()
     with terminating_like_interrupt():

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from iaunet.errors import PredictionError, TrainingError
-from iaunet.planners.plan import Plan
+from iaunet.errors import PlanError, PredictionError, TrainingError
+from iaunet.planners.plan import Plan, load_plan
 from iaunet.records import load_record, to_json
 from iaunet.storage import file_digest, read_json, write_json
 from iaunet.workspace import DatasetFolder
@@ -171,10 +171,27 @@ def choose_runs(dataset: DatasetFolder, wished: list[str] | None) -> list[Run]:
         unknown = [name for name in wished if name not in usable]
         if unknown:
             raise PredictionError(f"no finished fold of a run {unknown[0]!r}: choose among {', '.join(usable)}")
-        return [usable[name] for name in dict.fromkeys(wished)]
-    if len(usable) > 1:
+        runs = [usable[name] for name in dict.fromkeys(wished)]
+    elif len(usable) > 1:
         raise PredictionError(f"{dataset.name} has several runs: choose with --run among {', '.join(usable)}")
-    return list(usable.values())
+    else:
+        runs = list(usable.values())
+    for run in runs:
+        _tell_if_old(dataset, run)
+    return runs
+
+
+def _tell_if_old(dataset: DatasetFolder, run: Run) -> None:
+    """Say that a run does not know of changes of the data since it was begun."""
+    try:
+        now = load_plan(dataset.plan_json).fingerprint
+    except PlanError:
+        return  # a model that was copied without its data
+    if run.record.plan.fingerprint != now:
+        logger.warning(
+            "warning    %s was trained on an older state of the data: iaunet_train with --name trains on the new one",
+            run.name,
+        )
 
 
 def choose_folds(run: Run, wished: list[str] | None) -> list[FoldFolder]:

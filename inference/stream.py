@@ -21,8 +21,11 @@ Result = TypeVar("Result")
 THREADS = 2
 """Threads that decode and as many that encode; both leave Python's lock while they work."""
 
-ROWS_WORTH_WAITING = 64
-"""While a case of more rows is under way no further ones are loaded ahead, as its pictures take memory enough."""
+ROWS_AHEAD = 64
+"""Rows of the cases that are loaded ahead, one case at least: large ones take memory enough."""
+
+BATCHES_BEHIND = 2
+"""Batches that are encoded behind the network at most."""
 
 
 @dataclass(eq=False)
@@ -32,6 +35,11 @@ class _Job(Generic[Item, Result]):
     item: Item
     assembly: Assembly
     last: Future[Result | IaunetError | None] | None = None
+
+    @property
+    def is_done(self) -> bool:
+        """Whether its last part was encoded."""
+        return self.last is not None and self.last.done() and self.assembly.is_complete
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +68,7 @@ def predict_stream(
 
     Yields:
         Each item once with its result, or with the error that ``load`` or ``finish`` raised; the order may differ
-        from that of the items. A few batches are under way at a time.
+        from that of the items. A few batches are under way at a time, and a few cases.
     """
     encoding: deque[_Job[Item, Result]] = deque()
     failed: deque[tuple[Item, IaunetError]] = deque()
@@ -86,20 +94,24 @@ def predict_stream(
                 for number in range(1, len(case.places)):
                     yield job, case.make(number)
 
+        behind: deque[list[Future[Result | IaunetError | None]]] = deque()
         waiting = rows()
         while batch := list(itertools.islice(waiting, predictor.batch_size)):
             probabilities = predictor.predict_inputs(np.stack([image for _, image in batch]))
+            behind.append([])
             for job, parts in itertools.groupby(zip(batch, probabilities, strict=True), lambda part: part[0][0]):
                 if job.last is None:
                     encoding.append(job)
                 part = [maps for _, maps in parts]
                 job.last = encoders.submit(_attempt, encode, job, part, job.last)
+                behind[-1].append(job.last)
+            if len(behind) > BATCHES_BEHIND:
+                for part_done in behind.popleft():
+                    part_done.result()
             while failed:
                 yield failed.popleft()
-            while len(encoding) > 2 * predictor.batch_size:
+            while encoding and encoding[0].is_done:
                 yield _finished(encoding)
-            if encoding[-1].last is not None and len(encoding) == 1:
-                encoding[-1].last.result()  # one large case: do not pile its rows up before the encoders
         yield from failed
         while encoding:
             yield _finished(encoding)
@@ -124,19 +136,17 @@ def _loaded(
         return _Loaded(case, case.make(0))
 
     waiting: deque[tuple[Item, Future[_Loaded | IaunetError]]] = deque()
+    room = 1  # until the size of the first is known
     for item in items:
         waiting.append((item, pool.submit(_attempt, load_with_first, item)))
-        while len(waiting) > ahead or (waiting and _is_large(waiting[0][1])):
-            yield _settled(waiting)
+        while len(waiting) > room:
+            settled = _settled(waiting)
+            if isinstance(settled[1], _Loaded):  # cases that follow each other are mostly alike
+                room = min(ahead, max(1, ROWS_AHEAD // len(settled[1].case.places)))
+            yield settled
+            del settled  # or its pictures would stay while the next are awaited
     while waiting:
         yield _settled(waiting)
-
-
-def _is_large(future: "Future[_Loaded | IaunetError]") -> bool:
-    if not future.done() or future.exception() is not None:
-        return False
-    loaded = future.result()
-    return isinstance(loaded, _Loaded) and len(loaded.case.places) > ROWS_WORTH_WAITING
 
 
 def _attempt(function: Callable[..., Result], *arguments: object) -> Result | IaunetError:

@@ -59,7 +59,7 @@ def validate_fold(
     order = {name: i for i, name in enumerate(names)}
     scores.sort(key=lambda score: order[score.name])
     write_scores(folder.scores_csv, scores)
-    summary = summarise_scores(scores, _groups(dataset, names), unit=_distance_unit(arrays, names))
+    summary = summarise_scores(scores, _groups(dataset, names), unit=_distance_unit(arrays))
     write_summary(folder, {**notes, "scores": to_json(summary)})
     return summary
 
@@ -112,13 +112,14 @@ def _groups(dataset: Dataset, names: Iterable[str]) -> dict[str, str]:
 
 def _score_cases(predictor: Predictor, folder: FoldFolder, arrays: Arrays, names: Sequence[str]) -> list[CaseScore]:
     plan = predictor.plan
+    in_mm = _distance_unit(arrays) == "mm"
 
     def finish(name: str, prediction: Prediction) -> CaseScore:
         values = plan.coding.decode(prediction.labels)
         write_png(folder.validation / f"{name}.png", values.reshape(-1, values.shape[-1]))
-        case = arrays.cases[name]
+        spacing_mm = arrays.cases[name].spacing_mm if in_mm else None
         outputs, truth = plan.coding.outputs, arrays.truth(name)
-        return score_masks(name, prediction.labels, truth, plan.labels, case.spacing_mm, outputs=outputs)
+        return score_masks(name, prediction.labels, truth, plan.labels, spacing_mm, outputs=outputs)
 
     scores = []
     stream = predict_stream(predictor, names, arrays.case_input, finish)
@@ -135,6 +136,6 @@ def _read_unit(folder: FoldFolder) -> DistanceUnit:
     return "mm" if content["scores"].get("distance_unit") == "mm" else "px"
 
 
-def _distance_unit(arrays: Arrays, names: Sequence[str]) -> DistanceUnit:
-    """Distances are in mm where that is known for every case."""
-    return "mm" if all(arrays.cases[name].spacing_mm for name in names) else "px"
+def _distance_unit(arrays: Arrays) -> DistanceUnit:
+    """Distances are in mm where that is known for every case of the dataset: all folds are summed up together."""
+    return "mm" if all(case.spacing_mm for case in arrays.index.cases) else "px"

@@ -156,6 +156,14 @@ class Plan:
             require(len(mean) == self.channels, "normalisation.mean", mean, numbers)
 
     @property
+    def value_names(self) -> tuple[str, ...]:
+        """A name for each value that masks may hold: the label's, or that of the region that paints it."""
+        if not self.coding.regions:
+            return self.labels
+        painters = dict(zip(self.coding.regions_class_order, self.labels, strict=True))
+        return tuple(painters.get(value, f"value {value}") for value in self.coding.values)
+
+    @property
     def is_edited(self) -> bool:
         """Whether somebody changed it since the planner made it."""
         return self.planned != content_digest(self)

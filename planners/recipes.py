@@ -69,7 +69,8 @@ class Recipe:
     learning rate ``lr`` does over the epochs, after ``warmup_epochs`` of linear rise. ``average_weights`` keeps an
     exponential moving average, decay min(``average_decay``, (1 + t) / (10 + t)), that becomes the result. An epoch
     is each case ``draws_a_case`` times, or ``most_steps_an_epoch`` if that is less. ``foreground_rows`` is the least
-    probability of drawing a row with foreground from a case that has several rows.
+    probability of drawing a row with foreground from a case that has several rows. ``start_at_prior`` begins with
+    predictions of the data's own share of foreground instead of one half.
     """
 
     name: str
@@ -78,6 +79,7 @@ class Recipe:
     weight_decay: float = 1e-5
     schedule: Literal["constant", "cosine"] = "constant"
     warmup_epochs: int = 0
+    start_at_prior: bool = False
     average_weights: bool = False
     average_decay: float = 0.999
     clip_gradient_norm: float | None = None
@@ -109,6 +111,7 @@ RECIPES = {
         name="best",
         lr=1e-3,
         schedule="cosine",
+        start_at_prior=True,
         average_weights=True,
         clip_gradient_norm=12.0,
         augmentation=Augmentation(

@@ -145,7 +145,7 @@ def choose_normalisation(
         choice = _by_dataset(fingerprint)
     else:
         return _by_case(fingerprint)
-    if before is not None and _is_near(before, choice.value):
+    if before is not None and before != choice.value and _is_near(before, choice.value):
         return Choice(before, f"{choice.why}; kept from the plan before, which differs by less than {SMALL_SHIFT} sd")
     return choice
 

@@ -23,7 +23,7 @@ from iaunet.preprocessing.check import write_check
 from iaunet.preprocessing.held_out import HeldOut, check_held_out
 from iaunet.preprocessing.layout import Layout, understand
 from iaunet.preprocessing.preprocess import preprocess
-from iaunet.records import differences, to_json
+from iaunet.records import differences, load_record, to_json
 from iaunet.storage import remove_leftovers, write_json, write_text
 from iaunet.workspace import DatasetFolder, Workspace, is_path, locked
 
@@ -207,6 +207,7 @@ def _plan_and_preprocess(prepared: Prepared, fingerprint: Fingerprint, wish: Pre
     if not wish.replan:
         plan = _edited_plan(folder, fingerprint) or plan
     _tell_changes(folder, plan)
+    _tell_data_changes(folder, fingerprint)
     prepared = dataclasses.replace(prepared, plan=plan, splits=splits)
     if wish.dry_run:
         return prepared
@@ -258,6 +259,30 @@ def _tell_changes(folder: DatasetFolder, plan: Plan) -> None:
     changed = differences(decisions(before), decisions(plan))
     if changed:
         logger.info("the plan changes: %s", "; ".join(changed))
+
+
+def _tell_data_changes(folder: DatasetFolder, fingerprint: Fingerprint) -> None:
+    """Say which cases were added, changed or went since the planning before, and that runs do not know of it."""
+    try:
+        before = load_record(Fingerprint, folder.fingerprint_json, PlanError, "")
+    except PlanError:
+        return
+    if before.digest == fingerprint.digest:
+        return
+    old = {case.name: (case.image_sha256, case.mask_sha256) for case in before.cases}
+    new = {case.name: (case.image_sha256, case.mask_sha256) for case in fingerprint.cases}
+    both = old.keys() & new.keys()
+    numbers = {
+        "added": len(new.keys() - old.keys()),
+        "with another image": sum(old[name][0] != new[name][0] for name in both),
+        "with another mask": sum(old[name][1] != new[name][1] for name in both),
+        "gone": len(old.keys() - new.keys()),
+    }
+    told = ", ".join(f"{n} {what}" for what, n in numbers.items() if n) or "measured otherwise"
+    logger.info("data       cases changed since the planning before: %s", told)
+    runs = sorted(path.parent.name for path in folder.runs.glob("*/run.json"))
+    if runs:
+        logger.info("data       trained on the older state: %s", ", ".join(runs))
 
 
 def _known_folds(folder: DatasetFolder, dataset: Dataset, n_folds: int) -> dict[str, list[tuple[str, ...]]] | None:

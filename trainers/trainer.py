@@ -29,6 +29,7 @@ from iaunet.trainers.checkpoint import Checkpoint, load_checkpoint, save_checkpo
 from iaunet.trainers.loader import Batch, Collator, RowDataset, ending_workers, make_loader, start_batches
 from iaunet.trainers.memory import micro_batches
 from iaunet.trainers.progress import Estimate, Metrics, Picture
+from iaunet.trainers.prior import output_shares, start_at_prior
 from iaunet.trainers.sampling import CaseOrder, EpochSampler, Sample
 from iaunet.trainers.schedules import learning_rate
 from iaunet.weights import load_weights, save_weights
@@ -115,14 +116,17 @@ class Trainer:
         """Make network, optimiser, average and loaders."""
         plan, recipe, setup = self.setup.plan, self.recipe, self.setup
         torch.manual_seed(setup.seed)
+        self.arrays: Arrays = open_arrays(setup.preprocessed, plan.arrays_digest)
         network = build_planned_network(plan)
         if setup.weights is not None:
             load_weights(setup.weights, network)
+        elif recipe.start_at_prior:
+            rows = [row for name in setup.train for row in self.arrays.cases[name].rows]
+            start_at_prior(network, output_shares(self.arrays, plan.coding, rows))
         self.network: nn.Module = network.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.average = WeightAverage(self.network, recipe.average_decay) if recipe.average_weights else None
         self.optimiser = self.make_optimiser()
         self.scaler = torch.amp.GradScaler(enabled=mixed_precision(self.device) is torch.float16)
-        self.arrays: Arrays = open_arrays(setup.preprocessed, plan.arrays_digest)
         order = CaseOrder(
             [self.arrays.cases[name].rows for name in setup.train],
             self.arrays.foreground.tolist(),
@@ -134,8 +138,8 @@ class Trainer:
         )
         self.sampler = EpochSampler(order)
         augmenter = Augmenter(recipe.augmentation, plan.normalisation, plan.input_size)
-        rows = RowDataset(setup.preprocessed, plan.arrays_digest, augmenter)
-        self.loader = make_loader(rows, self.sampler, plan.coding, setup.workers, self.device.type == "cuda")
+        augmented = RowDataset(setup.preprocessed, plan.arrays_digest, augmenter)
+        self.loader = make_loader(augmented, self.sampler, plan.coding, setup.workers, self.device.type == "cuda")
         self.validation_rows = [row for name in setup.validation for row in self._typical_rows(name)]
         self.plain_rows = RowDataset(setup.preprocessed, plan.arrays_digest, None)
 

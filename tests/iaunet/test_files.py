@@ -232,8 +232,9 @@ def test_colour_with_16_bits_a_channel_is_refused_and_not_cut_to_8(data):
         (b"", "is not a readable PNG"),
         (encoded(COLOUR, "GIF"), "is not a readable PNG"),
         (encoded(Image.fromarray(GREY), "PDF"), "is not a readable PNG"),
-        (bomb(30_000), "has more pixels than the 178,956,970 allowed: cut or shrink it"),
+        (bomb(30_000), "has 30000 x 30000 pixels, more than the 536,870,912 allowed: cut or shrink it"),
         (bomb(13_000), "is truncated or damaged"),
+        (encoded(Image.new("1", (13_378, 13_378)), "TIFF", compression="group4"), "more than the 178,956,970 allowed"),
         (tiff(np.stack([GREY, GREY])), "holds 2 pages: save each page as an image of its own"),
         (
             encoded(COLOUR, save_all=True, append_images=[Image.fromarray(COLOUR[::-1])]),
@@ -251,8 +252,30 @@ def test_what_is_no_whole_image_is_refused_with_a_mend(data, message):
 def test_the_cap_holds_where_somebody_switched_off_that_of_pillow(monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
 
-    with pytest.raises(FileError, match="has 13378 x 13378 pixels, more than the 178,956,970 allowed"):
-        decode_image(bomb(13_378))
+    with pytest.raises(FileError, match="has 23171 x 23171 pixels, more than the 536,870,912 allowed"):
+        decode_image(bomb(23_171))
+
+
+def test_pillows_own_limit_is_as_it_was_afterwards_whatever_the_file(monkeypatch, tmp_path):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20)
+    write_png(tmp_path / "a.png", GREY, made_from="a model")
+
+    np.testing.assert_array_equal(read_mask(tmp_path / "a.png"), GREY)
+    assert read_made_from(tmp_path / "a.png") == "a model"
+    for data in (b"no image", bomb(30_000)):
+        with pytest.raises(FileError):
+            decode_image(data)
+    assert Image.MAX_IMAGE_PIXELS == 20
+
+
+def test_a_mask_of_twenty_thousand_by_ten_thousand_is_read_again(tmp_path):
+    labels = np.zeros((20_000, 10_000), np.uint8)
+    labels[12_345, 6_789] = 255
+
+    write_png(tmp_path / "a.png", labels, made_from="a model")
+
+    assert read_made_from(tmp_path / "a.png") == "a model"
+    np.testing.assert_array_equal(np.argwhere(read_mask(tmp_path / "a.png")), [[12_345, 6_789]])
 
 
 def test_the_pixel_cap_lets_an_image_of_two_thousand_by_two_thousand_pass():

@@ -280,7 +280,12 @@ def test_a_window_of_an_equal_size_is_a_copy():
 
 
 @settings(deadline=None)
-@given(SEEDS, st.tuples(st.integers(1, 400), st.integers(1, 12)), st.tuples(st.integers(1, 900), st.integers(1, 12)), st.integers(1, 80))
+@given(
+    SEEDS,
+    st.tuples(st.integers(1, 400), st.integers(1, 12)),
+    st.tuples(st.integers(1, 900), st.integers(1, 12)),
+    st.integers(1, 80),
+)
 def test_strips_of_only_the_rows_they_need_put_together_are_the_whole(seed, size, target, step):
     maps = np.random.default_rng(seed).random((2, *size), np.float32)
 

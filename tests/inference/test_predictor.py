@@ -12,7 +12,7 @@ from iaunet.errors import FileError, NetworkError, PredictionError
 from iaunet.inference.predictor import Predictor
 from iaunet.inference.runs import Run
 from iaunet.planners.plan import InferencePlan, NetworkPlan
-from iaunet.preprocessing.geometry import Geometry
+from iaunet.stacks import Stack
 from iaunet.weights import save_weights
 from iaunet.workspace import DatasetFolder
 
@@ -204,13 +204,24 @@ def test_a_letterbox_is_undone(predictor):
 
 
 def test_probabilities_are_restored_before_they_are_decided(predictor):
-    geometry = Geometry.of("resize", (3, 5), (64, 64))
-    maps = np.full((1, 64, 64), 0.7, np.float32)
+    stack = Stack(np.zeros((3, 1, 3, 5), np.uint8))
+    constant = Predictor(predictor.plan, [constant_network(np.log(0.7 / 0.3))], CPU)
 
-    prediction = predictor.restore(maps, geometry)
+    prediction = constant.predict_case(stack, keep_probabilities=True)
 
-    np.testing.assert_allclose(prediction.probabilities, np.full((1, 3, 5), 0.7), atol=1e-6)
-    np.testing.assert_array_equal(prediction.labels, np.ones((3, 5)))
+    np.testing.assert_allclose(prediction.probabilities, np.full((1, 1, 3, 5), 0.7), atol=1e-6)
+    np.testing.assert_array_equal(prediction.labels, np.ones((1, 3, 5)))
+    assert constant.predict_case(stack).probabilities is None
+
+
+def test_the_slices_of_a_volume_are_predicted_like_pictures(predictor, images):
+    stack = Stack(np.stack([np.moveaxis(image, 2, 0) for image in images[:7]], axis=1))
+
+    labels = predictor.predict_case(stack).labels
+
+    assert labels.shape == (7, 64, 64)
+    for image, slice_labels in zip(images, labels, strict=False):
+        np.testing.assert_array_equal(slice_labels * 255, predictor.predict(image))
 
 
 # Memory -------------------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from iaunet.dataset import IGNORED
 from iaunet.errors import PredictionError
 from iaunet.inference.crossval import summarise
 from iaunet.inference.scores import (
@@ -62,6 +63,64 @@ def test_spacing_and_tolerance_reach_the_metrics():
     assert score.labels["x"].metrics == expected
     assert score.labels["x"].metrics["hd95"] == 1.5
     assert score.labels["x"].metrics["surface_dice"] == 1
+
+
+def test_regions_are_scored_as_the_union_of_their_labels():
+    prediction, truth = box(2, 6) + box(10, 14, label=2), box(2, 6, label=2) + box(12, 16, label=2)
+
+    score = score_masks("a", prediction, truth, ["whole", "core"], outputs=[(1, 2), (2,)])
+
+    assert score.labels["whole"].counts == Counts(tp=120, fp=40, fn=40, tn=400)
+    assert score.labels["whole"].metrics["dice"] == pytest.approx(240 / 320)
+    assert score.labels["core"].counts == Counts(tp=40, fp=40, fn=120, tn=400)
+    assert score.labels["core"].metrics["hd95"] == 8.0  # from row 2 of the truth to row 10 of the prediction
+
+
+def test_ignored_pixels_count_nowhere_and_distances_do_not_see_them():
+    truth = box(4, 12)
+    truth[:, 15:] = IGNORED
+    prediction = box(6, 12)
+
+    score = score_masks("a", prediction, truth, ["x"]).labels["x"]
+
+    assert score.counts == Counts(tp=60, fp=0, fn=20, tn=300 - 80)
+    assert score.metrics["dice"] == pytest.approx(120 / 140)
+    assert score.metrics["specificity"] == 1
+    assert score.metrics["hd95"] == 2.0
+    prediction[:, 15:] = 1
+    assert score_masks("a", prediction, truth, ["x"]).labels["x"] == score
+
+
+def test_regions_of_a_truth_with_ignored_pixels():
+    truth = box(4, 12) + box(12, 16, label=2)
+    truth[:, :15] = IGNORED
+    prediction = box(4, 14) + box(14, 16, label=2)
+
+    score = score_masks("a", prediction, truth, ["whole", "core"], outputs=[(1, 2), (2,)])
+
+    assert score.labels["whole"].counts == Counts(tp=120, fp=0, fn=0, tn=180)
+    assert score.labels["core"].counts == Counts(tp=20, fp=0, fn=20, tn=260)
+
+
+def test_a_volume_is_scored_as_one_with_the_distance_of_its_slices():
+    truth, prediction = np.zeros((6, 20, 30), np.uint8), np.zeros((6, 20, 30), np.uint8)
+    truth[1:3, 5:15, 5:25] = 1
+    prediction[1:4, 5:15, 5:25] = 1
+
+    score = score_masks("a", prediction, truth, ["x"], spacing_mm=(5.0, 0.5, 0.5)).labels["x"]
+
+    assert score.counts == Counts(tp=400, fp=200, fn=0, tn=3000)
+    assert score.metrics["dice"] == 0.8
+    assert score.metrics["hd95"] == 5.0  # the inside of the third slice is 5 mm from the second's
+    assert score_masks("a", prediction, truth, ["x"]).labels["x"].metrics["hd95"] == 1.0
+
+
+def test_a_volume_of_one_slice_counts_as_a_picture():
+    prediction, truth = box(4, 12), box(7, 15)
+
+    volume = score_masks("a", prediction[None], truth[None], ["x"], spacing_mm=(9.0, 0.5, 0.5))
+
+    assert volume == score_masks("a", prediction, truth, ["x"], spacing_mm=(0.5, 0.5))
 
 
 def test_masks_of_different_shapes_are_refused():
@@ -136,12 +195,13 @@ def test_the_table_shows_each_metric_with_its_interval_and_what_was_left_out():
 
 
 def test_the_table_without_empty_cases_is_one_block_and_names_groups_and_unit():
-    summary = summarise_scores(some_scores()[:2], {"p1/a": "p1", "p1/b": "p1"})
+    summary = summarise_scores(some_scores()[:2], {"p1/a": "p1", "p1/b": "p1"}, unit="mm")
 
-    lines = format_table(summary, distance_unit="mm")
+    lines = format_table(summary)
 
     assert lines[0] == "2 cases in 1 groups; sd over cases"
     assert lines[3].split() == ["Dice", "0.625", "0.530", "-", "0.625", "0"]
+    assert summary.distance_unit == "mm"
     assert "HD95 (mm)" in "\n".join(lines)
     assert len({len(line) for line in lines[2:]}) == 1
     assert len(lines) == 3 + len(METRICS)

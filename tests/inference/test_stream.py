@@ -1,13 +1,17 @@
 import threading
+import time
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from iaunet.errors import FileError, PredictionError
 from iaunet.inference.predictor import Predictor
-from iaunet.inference.stream import predict_stream
-from iaunet.planners.plan import load_plan
+from iaunet.inference.stream import BATCHES_BEHIND, ROWS_AHEAD, predict_stream
+from iaunet.planners.plan import Plan, load_plan
+from iaunet.preprocessing.cases import CaseInput, Place
 from iaunet.preprocessing.geometry import Geometry
 from iaunet.workspace import DatasetFolder
 
@@ -35,7 +39,19 @@ def predictor(toy_workspace):
 def load(number):
     if number % 10 == 3:
         raise FileError("is damaged", "copy it again")
-    return np.full((3, 64, 64), 1.0 if number % 2 else -1.0, np.float32), GEOMETRY
+    return case_of([1.0 if number % 2 else -1.0])
+
+
+def case_of(values, made=None):
+    """A case with a slice of 4 x 4 px for each value, whose row is filled with it; tells ``made`` of each row."""
+
+    def make(row):
+        if made is not None:
+            made.append(row)
+        return np.full((3, 64, 64), values[row], np.float32)
+
+    places = tuple(Place(slice=i, geometry=GEOMETRY) for i in range(len(values)))
+    return CaseInput((len(values), 4, 4), places, make)
 
 
 def finish(number, prediction):
@@ -69,6 +85,72 @@ def test_no_more_than_a_few_batches_are_under_way_however_many_items_there_are(p
     assert most <= 8 * predictor.batch_size
 
 
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.integers(1, 30), max_size=12), st.integers(1, 9), st.sets(st.integers(0, 11)), st.booleans())
+def test_cases_of_many_rows_among_cases_of_one_get_their_own_rows_in_order(predictor, n_rows, batch_size, bad, keep):
+    predictor.batch_size = batch_size
+    patterns = [np.random.default_rng(i).choice([-1.0, 1.0], n) for i, n in enumerate(n_rows)]
+
+    def load(number):
+        if number in bad and number % 2:
+            raise FileError("is damaged", "copy it again")
+        return case_of(patterns[number])
+
+    def finish(number, prediction):
+        if number in bad:
+            raise PredictionError("cannot be kept")
+        return prediction
+
+    found = list(predict_stream(predictor, range(len(n_rows)), load, finish, keep))
+
+    assert sorted(number for number, _ in found) == list(range(len(n_rows)))
+    for number, result in found:
+        if number in bad:
+            assert isinstance(result, FileError if number % 2 else PredictionError)
+            continue
+        np.testing.assert_array_equal(result.labels[:, 0, 0], patterns[number] > 0)
+        assert (result.labels == result.labels[:, :1, :1]).all()
+        assert (result.probabilities is None) is not keep
+        if keep:
+            np.testing.assert_allclose(result.probabilities[0, :, 3, 3], patterns[number] > 0, atol=1e-6)
+
+
+def test_a_large_case_behind_small_ones_is_made_no_faster_than_it_is_encoded(predictor):
+    made, encoded, most = [], 0, 0
+
+    class SlowToDecide(Plan):
+        def decide(self, probabilities):
+            nonlocal encoded, most
+            time.sleep(0.002)
+            encoded += 1
+            most = max(most, len(made) - encoded)
+            return super().decide(probabilities)
+
+    predictor.plan = SlowToDecide(**vars(predictor.plan))
+    cases = {0: [1.0], 1: [1.0], 2: [1.0] * 200}
+
+    found = dict(predict_stream(predictor, cases, lambda i: case_of(cases[i], made), lambda _, prediction: prediction))
+
+    assert found[2].labels.all()
+    assert len(made) == encoded == 202
+    assert most <= (BATCHES_BEHIND + 3) * predictor.batch_size
+
+
+def test_of_large_cases_only_the_next_is_loaded_ahead_and_each_is_told_once_it_is_done(predictor):
+    loaded, told, most = [], [], 0
+
+    def load(number):
+        loaded.append(number)
+        return case_of([1.0] * (ROWS_AHEAD + 1))
+
+    for number, _ in predict_stream(predictor, range(8), load, lambda number, _: number):
+        told.append(number)
+        most = max(most, len(loaded) - len(told))
+
+    assert told == list(range(8))
+    assert most <= 4  # predicted, encoded, loaded and waiting, being loaded
+
+
 def test_loading_and_finishing_happen_beside_the_network(predictor):
     threads = {"load": set(), "finish": set()}
 
@@ -94,6 +176,18 @@ def test_a_fault_that_the_user_cannot_mend_stops_all_with_its_traceback(predicto
         list(predict_stream(predictor, range(9), fail, finish))
     with pytest.raises(ZeroDivisionError):
         list(predict_stream(predictor, range(9), load, lambda number, prediction: fail(number)))
+
+
+def test_a_large_case_that_cannot_be_put_together_stops_at_once(predictor):
+    made = []
+    case = case_of([1.0] * 400, made)
+    wrong = Place(slice=400, geometry=GEOMETRY)  # beyond the case
+    case = CaseInput(case.shape, (*case.places[:3], wrong, *case.places[4:]), case.make)
+
+    with pytest.raises(IndexError):
+        list(predict_stream(predictor, [0], lambda _: case, finish))
+
+    assert len(made) < 50
 
 
 def test_work_that_is_given_up_leaves_no_thread(predictor):

@@ -7,7 +7,17 @@ import numpy as np
 import pytest
 
 from iaunet.errors import PreprocessingError, WorkspaceError
-from iaunet.preprocessing.arrays import Index, PartialArrays, Row, RowWriter, open_arrays, remove_old_arrays, truth_path
+from iaunet.preprocessing.arrays import (
+    ArrayCase,
+    Index,
+    PartialArrays,
+    Row,
+    RowWriter,
+    open_arrays,
+    remove_old_arrays,
+    truth_path,
+    write_truth,
+)
 from iaunet.preprocessing.geometry import Geometry
 from iaunet.storage import TEMPORARY_SUFFIX
 
@@ -16,9 +26,34 @@ SIDE = 32
 
 @pytest.fixture
 def index():
+    return make_index({f"c{i}": 1 for i in range(5)})
+
+
+def make_index(cases, made_from="digest", prepared="how"):
+    """The index of cases with so many slices each; a case's name and slices are what it is made of."""
     geometry = Geometry.of("resize", (40, 50), (SIDE, SIDE))
-    rows = tuple(Row(case=f"c{i}", geometry=geometry, foreground=i > 0) for i in range(5))
-    return Index(made_from="digest", channels=2, input_size=(SIDE, SIDE), rows=rows)
+    array_cases, rows = [], []
+    for name, n in cases.items():
+        array_cases.append(
+            ArrayCase(
+                name=name,
+                shape=(n, 40, 50),
+                spacing_mm=(3.0, 0.5, 0.5) if n > 1 else None,
+                image_sha256=f"image of {name}",
+                mask_sha256=f"mask of {name}",
+                first_row=len(rows),
+                n_rows=n,
+            )
+        )
+        rows += (Row(case=name, slice=i, geometry=geometry) for i in range(n))
+    return Index(
+        made_from=made_from,
+        prepared=prepared,
+        channels=2,
+        input_size=(SIDE, SIDE),
+        cases=tuple(array_cases),
+        rows=tuple(rows),
+    )
 
 
 @pytest.fixture
@@ -31,7 +66,7 @@ def fill(arrays, rows):
         for row in rows:
             writer.write(row, *content(row))
         writer.sync()
-    arrays.mark_done(rows)
+    arrays.mark_done({row: row > 0 for row in rows})
 
 
 def content(row):
@@ -47,7 +82,8 @@ def assert_is_whole(target, index):
         image, mask = content(row)
         np.testing.assert_array_equal(arrays.images[row], image.astype(np.float16))
         np.testing.assert_array_equal(arrays.masks[row], mask)
-    assert sorted(path.name for path in target.iterdir()) == ["images.npy", "index.json", "masks.npy"]
+    np.testing.assert_array_equal(arrays.foreground, [False, True, True, True, True])
+    assert sorted(path.name for path in target.iterdir()) == ["done.npy", "images.npy", "index.json", "masks.npy"]
     assert [path.name for path in target.parent.iterdir()] == ["preprocessed"]
     with pytest.raises(ValueError, match="read-only"):
         arrays.images[0] = 0
@@ -156,6 +192,8 @@ def test_killed_while_the_folders_change_places_the_next_run_ends_with_the_new_a
         (lambda folder: (folder / "index.json").write_text("{}"), r"index\.json: made_from is missing;"),
         (lambda folder: (folder / "masks.npy").unlink(), "preprocessed cannot be read"),
         (lambda folder: (folder / "images.npy").write_bytes(b"text"), "preprocessed cannot be read"),
+        (lambda folder: (folder / "done.npy").unlink(), "preprocessed cannot be read"),
+        (lambda folder: np.save(folder / "done.npy", np.zeros(4, np.uint8)), "arrays of another shape than its"),
         (
             lambda folder: np.save(folder / "masks.npy", np.zeros((5, 9, 9), np.uint8)),
             "arrays of another shape than its",
@@ -180,6 +218,102 @@ def test_arrays_of_other_data_or_another_plan_are_refused(target, index):
 
     with pytest.raises(PreprocessingError, match="was made from other data or another plan: run iaunet_plan"):
         open_arrays(target, "other")
+
+
+def truth_of(name, slices):
+    return np.random.default_rng(len(name) + slices).integers(0, 3, (slices, 40, 50)).astype(np.uint8)
+
+
+def make_whole(target, index, rows=None):
+    """Fill and finish the arrays of an index; ``rows`` are those that must be missing, None for all."""
+    arrays = PartialArrays(target, index)
+    missing = arrays.missing_rows()
+    assert missing == (list(range(len(index.rows))) if rows is None else rows)
+    fill(arrays, missing)
+    for case in index.cases:
+        if {*case.rows} & {*missing}:
+            write_truth(arrays.folder, case.name, truth_of(case.name, case.shape[0]))
+    arrays.finish()
+
+
+def test_a_case_is_given_with_its_rows_and_its_truth(target):
+    index = make_index({"a": 2, "p 1/ä": 3})
+    make_whole(target, index)
+
+    arrays = open_arrays(target, "digest")
+
+    case = arrays.case_input("p 1/ä")
+    assert arrays.cases["p 1/ä"].rows == range(2, 5)
+    assert case.shape == (3, 40, 50)
+    assert [(place.slice, place.geometry.native_size) for place in case.places] == [(i, (40, 50)) for i in range(3)]
+    for row, image in zip(range(2, 5), case.rows(), strict=True):
+        assert image.dtype == np.float32
+        np.testing.assert_array_equal(image, content(row)[0].astype(np.float16))
+    np.testing.assert_array_equal(arrays.truth("p 1/ä"), truth_of("p 1/ä", 3))
+    np.testing.assert_array_equal(arrays.truth("a"), truth_of("a", 2))
+    assert arrays.truth("a").dtype == np.uint8
+
+
+def test_which_rows_have_foreground_is_kept(target, index):
+    arrays = PartialArrays(target, index)
+    fill(arrays, range(5))
+    arrays.mark_done({0: True, 3: False})
+    arrays.finish()
+
+    np.testing.assert_array_equal(open_arrays(target, "digest").foreground, [True, True, True, False, True])
+
+
+def test_cases_that_have_not_changed_are_taken_from_the_arrays_that_are_replaced(target):
+    make_whole(target, make_index({"a": 1, "b": 2, "c": 1, "d": 1}))
+    before = open_arrays(target, "digest")
+    kept = [np.array(before.images[row]) for row in (4, 1, 2)]
+    foreground = [bool(before.foreground[row]) for row in (4, 1, 2)]
+    del before
+
+    # d and b lie elsewhere, a is another length, c is gone, x is new
+    make_whole(target, make_index({"d": 1, "x": 1, "b": 2, "a": 3}, made_from="new"), rows=[1, 4, 5, 6])
+
+    after = open_arrays(target, "new")
+    np.testing.assert_array_equal(after.images[[0, 2, 3]], kept)
+    np.testing.assert_array_equal(after.foreground[[0, 2, 3]], foreground)
+    for name, slices in (("d", 1), ("b", 2), ("x", 1), ("a", 3)):
+        np.testing.assert_array_equal(after.truth(name), truth_of(name, slices))
+    assert not truth_path(target, "c").exists()
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"image_sha256": "other"}, {"mask_sha256": None}, {"spacing_mm": (1.0, 1.0, 2.0)}, {"shape": (1, 50, 40)}],
+)
+def test_a_case_of_other_files_is_prepared_again(target, index, fields):
+    make_whole(target, index)
+    changed = dataclasses.replace(index.cases[2], **fields)
+    cases = (*index.cases[:2], changed, *index.cases[3:])
+
+    make_whole(target, dataclasses.replace(index, made_from="new", cases=cases), rows=[2])
+
+
+def test_nothing_is_taken_from_arrays_prepared_otherwise(target, index):
+    make_whole(target, index)
+
+    make_whole(target, dataclasses.replace(index, made_from="new", prepared="otherwise"))
+
+
+@pytest.mark.parametrize("lost", ["images.npy", "index.json", "done.npy"])
+def test_nothing_is_taken_from_arrays_that_are_spoiled(target, index, lost):
+    make_whole(target, index)
+    (target / lost).write_bytes(b"text")
+
+    make_whole(target, dataclasses.replace(index, made_from="new"))
+
+
+def test_a_case_whose_true_mask_is_gone_is_prepared_again(target, index):
+    make_whole(target, index)
+    truth_path(target, "c3").unlink()
+
+    make_whole(target, dataclasses.replace(index, made_from="new"), rows=[3])
+
+    np.testing.assert_array_equal(open_arrays(target, "new").truth("c3"), truth_of("c3", 1))
 
 
 def refuse(code):

@@ -18,11 +18,12 @@ from iaunet.planners.fingerprint import Fingerprint
 from iaunet.planners.folds import load_splits
 from iaunet.planners.plan import load_plan
 from iaunet.preprocessing.arrays import open_arrays
-from iaunet.preprocessing.cases import prepare_image
+from iaunet.preprocessing.cases import prepare_case
 from iaunet.preprocessing.command import main
 from iaunet.preprocessing.preprocess import preprocess
 from iaunet.records import from_json
 from iaunet.resample import resize_mask
+from iaunet.stacks import Stack
 from iaunet.workspace import DatasetFolder
 
 NARROW = ("--width", "1")  # the time of training is estimated sooner
@@ -54,8 +55,23 @@ def files_of(folder):
     return {name: path.read_bytes() for name, path in files.items() if not name.endswith(".lock")}
 
 
+LOOKED_AT = {"toy/problems.csv", "toy/check.html"}
+"""What reading a data set writes, whatever comes of it."""
+
+
+def prepared_files(files):
+    """Files but those that tell what was read."""
+    return {name: content for name, content in files.items() if name not in LOOKED_AT}
+
+
 def without_truth(files):
     return sorted(name for name in files if "/truth/" not in name)
+
+
+def prepared_picture(image, plan):
+    """The only row of a picture [C, H, W]."""
+    (row,) = prepare_case(Stack(image[:, None]), plan).rows()
+    return row
 
 
 def change(path, function):
@@ -89,9 +105,11 @@ def test_a_folder_becomes_a_plan_with_reasons_folds_and_arrays(toy, workspace, p
     assert without_truth(files_of(workspace)) == sorted(
         f"toy/{name}"
         for name in (
+            "check.html",
             "dataset.json",
             "fingerprint.json",
             "plan.json",
+            "preprocessed/done.npy",
             "preprocessed/images.npy",
             "preprocessed/index.json",
             "preprocessed/masks.npy",
@@ -114,9 +132,10 @@ def test_the_rows_are_the_normalised_images_and_masks_at_256_by_256(toy, workspa
     for row, case in enumerate(sorted(path.name for path in (toy / "images").iterdir())):
         image = np.asarray(Image.open(toy / "images" / case)).transpose(2, 0, 1)
         mask = (np.asarray(Image.open(toy / "masks" / case)) > 0).astype(np.uint8)
-        np.testing.assert_array_equal(arrays.images[row], prepare_image(image, plan)[0].astype(np.float16))
+        np.testing.assert_array_equal(arrays.images[row], prepared_picture(image, plan).astype(np.float16))
         np.testing.assert_array_equal(arrays.masks[row], resize_mask(mask, (256, 256)))
-        np.testing.assert_array_equal(arrays.truth(arrays.index.rows[row].case), mask)
+        np.testing.assert_array_equal(arrays.truth(arrays.index.rows[row].case), mask[None])
+        assert arrays.foreground[row]
     np.testing.assert_allclose(arrays.images.astype(float).mean((0, 2, 3)), 0, atol=0.05)
     np.testing.assert_allclose(arrays.images.astype(float).std((0, 2, 3)), 1, atol=0.1)
 
@@ -166,13 +185,13 @@ def test_paths_with_spaces_and_other_scripts_are_names_like_any(tmp_path, write_
 
 
 @pytest.mark.parametrize("option", ["--verify_only", "--dry_run"])
-def test_looking_writes_nothing_but_the_problems(toy, workspace, prepare, option):
+def test_looking_writes_nothing_but_what_was_seen(toy, workspace, prepare, option):
     code, out, _ = prepare(toy, option)
 
     assert code == 0
     assert f"({option})" in out
     assert ("because: " in out) == (option == "--dry_run")
-    assert sorted(files_of(workspace)) == ["toy/problems.csv"]
+    assert {*files_of(workspace)} == LOOKED_AT
 
 
 @pytest.mark.parametrize("option", ["--verify_only", "--dry_run"])
@@ -183,7 +202,7 @@ def test_looking_at_a_prepared_dataset_leaves_it_as_it_is(toy, workspace, prepar
 
     assert prepare(toy, option)[0] == 0
 
-    assert files_of(workspace) == before
+    assert prepared_files(files_of(workspace)) == prepared_files(before)
 
 
 def shrink(path):
@@ -236,7 +255,7 @@ BAD_INPUT = {
     ),
     "bomb": (
         lambda toy: bomb(toy / "images" / "case_01.png"),
-        r"images/case_01\.png: has more pixels than the 178,956,970 allowed: cut or shrink it .*",
+        r"images/case_01\.png: has 30000 x 30000 pixels, more than the [0-9,]+ allowed: cut or shrink it .*",
     ),
     "empty file": (
         lambda toy: (toy / "masks" / "case_01.png").write_bytes(b""),
@@ -257,7 +276,7 @@ BAD_INPUT = {
     ),
     "several faults": (
         lambda toy: (cut(toy / "images" / "case_01.png"), shrink(toy / "masks" / "case_02.png")),
-        r"2 faults, all in .*problems\.csv: mend them, or leave such cases out with --skip_faulty",
+        r"2 faults, all in .*problems\.csv and shown in .*check\.html: mend them, or leave such cases out with --skip_faulty",
     ),
     "mixed depth": (
         lambda toy: change(toy / "images" / "case_01.png", lambda image: image[..., 0].astype(np.uint16)),
@@ -274,7 +293,7 @@ def test_bad_input_is_one_line_and_leaves_nothing_half_written(toy, workspace, p
 
     assert code == 2
     assert re.fullmatch(rf"error: {message}\n", err)
-    assert {*files_of(workspace)} <= {"toy/problems.csv"}
+    assert {*files_of(workspace)} <= LOOKED_AT
 
 
 @pytest.mark.parametrize("fault", ["empty folder", "truncated", "empty masks", "three images"])
@@ -286,7 +305,7 @@ def test_data_that_went_bad_leave_what_was_prepared_before(toy, workspace, prepa
 
     assert prepare(toy)[0] == 2
 
-    assert files_of(workspace) | {"toy/problems.csv": b""} == before | {"toy/problems.csv": b""}
+    assert prepared_files(files_of(workspace)) == prepared_files(before)
 
 
 def test_every_fault_and_note_is_a_row_of_the_problems(toy, workspace, prepare):
@@ -349,7 +368,7 @@ def test_skipping_faulty_cases_does_not_skip_what_is_wrong_with_all(toy, prepare
     code, _, err = prepare(toy, "--skip_faulty")
 
     assert code == 2
-    assert re.fullmatch(r"error: 2 faults, all in .*problems\.csv: mend them\n", err)
+    assert re.fullmatch(r"error: 2 faults, all in .*problems\.csv and shown in .*check\.html: mend them\n", err)
 
 
 @pytest.mark.parametrize(("mode", "n_cases"), [("empty", 12), ("skip", 11)])
@@ -361,7 +380,8 @@ def test_an_image_without_mask_is_what_the_user_says(toy, workspace, prepare, mo
     arrays = open_arrays(workspace / "toy" / "preprocessed", load_plan(workspace / "toy" / "plan.json").arrays_digest)
     assert len(arrays.index.rows) == n_cases
     if mode == "empty":
-        assert not arrays.index.rows[3].foreground
+        assert not arrays.foreground[3]
+        assert not arrays.truth("case_03").any()
         assert not arrays.masks[3].any()
 
 
@@ -430,7 +450,7 @@ def test_options_that_cannot_be_are_one_line(toy, workspace, prepare, options, m
 
     assert code == 2
     assert re.fullmatch(f"error: {message}\n", err)
-    assert {*files_of(workspace)} <= {"toy/problems.csv"}
+    assert {*files_of(workspace)} <= LOOKED_AT
 
 
 def test_an_unknown_dataset_is_answered_with_the_known_ones(toy, prepare):
@@ -514,7 +534,7 @@ def test_a_plan_edited_to_nonsense_names_the_field_and_nothing_is_changed(toy, w
 
     assert code == 2
     assert re.fullmatch(
-        r"error: .*plan\.json: input_mode is 'crop': give one of 'resize', 'letterbox'; correct it, or run .*\n", err
+        r"error: .*plan\.json: input_mode is 'crop': give one of 'resize', 'letterbox', 'tiles'; correct it, or run .*\n", err
     )
     assert files_of(workspace) == before
     assert prepare(toy, "--replan")[0] == 0
@@ -607,7 +627,7 @@ def test_no_space_left_is_named_and_leaves_nothing_half_written(toy, workspace, 
     assert re.fullmatch(rf"error: no space left for .*{re.escape(file)}.*: free some space and run .*\n", done.stderr)
     assert not [name for name in files_of(workspace) if "preprocessed" in name or "tmp" in name]
     assert prepare(toy)[0] == 0
-    assert len(without_truth(files_of(workspace))) == 8
+    assert len(without_truth(files_of(workspace))) == 10
 
 
 def test_a_full_disk_is_named_and_leaves_nothing_half_written(toy, tmp_path, prepare, workspace):

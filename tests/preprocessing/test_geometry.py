@@ -5,14 +5,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from iaunet.preprocessing.geometry import MODES, Geometry
+from iaunet.preprocessing.geometry import MODES, Geometry, place
 from iaunet.records import FieldError, from_json, to_json
-from iaunet.resample import one_hot, resize_mask, resize_probabilities
+from iaunet.resample import one_hot, resize_image, resize_mask, resize_probabilities
 
+WHOLE_MODES = ["letterbox", "resize"]
 SIDES = st.one_of(st.integers(1, 8), st.integers(1, 700))
 GEOMETRIES = st.builds(
     Geometry.of,
-    st.sampled_from(sorted(MODES)),
+    st.sampled_from(WHOLE_MODES),
     st.tuples(SIDES, SIDES),
     st.tuples(st.integers(1, 96), st.integers(1, 96)),
 )
@@ -107,7 +108,7 @@ def test_flips_commute_with_the_input_where_the_image_can_be_centred(geometry, a
 
 @settings(deadline=None)
 @given(
-    st.sampled_from(sorted(MODES)),
+    st.sampled_from(WHOLE_MODES),
     st.tuples(st.integers(64, 160), st.integers(64, 160)),
     st.integers(0, 2**32 - 1),
 )
@@ -174,7 +175,10 @@ GOOD = to_json(Geometry.of("letterbox", (30, 40), (16, 16)))
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"mode": "stretch"}, "mode is 'stretch': give one of resize, letterbox"),
+        ({"mode": "stretch"}, "mode is not known here: the fields are native_size, scaled_size, origin, input_size"),
+        ({"scaled_size": [0, 16]}, r"scaled_size is \(0, 16\): give sides of 1 px or more"),
+        ({"origin": [0, 1]}, r"origin is \(0, 1\): give a window inside the resized picture of \(12, 16\) px"),
+        ({"origin": [-1, 0]}, r"origin is \(-1, 0\): give a window inside the resized picture"),
         ({"native_size": "30, 40"}, "native_size is '30, 40': give a list in brackets"),
         ({"native_size": [0, 40]}, r"native_size is \(0, 40\): give sides of 1 px or more"),
         ({"input_size": [16, -1]}, r"input_size is \(16, -1\): give sides of 1 px or more"),
@@ -190,7 +194,7 @@ def test_a_broken_json_is_answered_with_its_field(changes, message):
 
 
 def test_an_unknown_mode_is_answered_with_the_known_ones():
-    with pytest.raises(FieldError, match="mode is 'crop': give one of resize, letterbox"):
+    with pytest.raises(FieldError, match="mode is 'crop': give one of resize, letterbox, tiles"):
         Geometry.of("crop", (30, 40), (16, 16))
 
 
@@ -201,3 +205,116 @@ def test_arrays_of_another_size_are_refused(method):
 
     with pytest.raises(ValueError, match=r"an array of \(17, 23\) px where the geometry has"):
         getattr(geometry, method)(array if method == "mask_to_input" else array[None])
+
+
+TILED = st.tuples(
+    st.tuples(st.integers(1, 300), st.integers(1, 300)),
+    st.tuples(st.integers(8, 64), st.integers(8, 64)),
+    st.sampled_from([1.0, 0.5, 0.25]),
+)
+
+
+def place_tiles(tiled):
+    native_size, input_size, scale = tiled
+    return place("tiles", native_size, input_size, scale=scale)
+
+
+@settings(deadline=None)
+@given(TILED)
+def test_tiles_hold_every_pixel_of_the_resized_picture(tiled):
+    geometries = place_tiles(tiled)
+
+    (scaled_size,) = {geometry.scaled_size for geometry in geometries}
+    covered = np.zeros(scaled_size, int)
+    for geometry in geometries:
+        top, left, height, width = geometry.window
+        covered[top : top + height, left : left + width] += 1
+    assert covered.min() >= 1
+    assert scaled_size == tuple(max(1, round(side * tiled[2])) for side in tiled[0])
+    assert [geometry.origin for geometry in geometries] == sorted({geometry.origin for geometry in geometries})
+
+
+@settings(deadline=None)
+@given(TILED)
+def test_tiles_put_together_are_the_resized_picture(tiled):
+    geometries = place_tiles(tiled)
+    scaled_size = geometries[0].scaled_size
+    image = np.random.default_rng(0).random((2, *tiled[0]), np.float32)
+    mask = random_mask(geometries[0])
+    together, labels = np.full((2, *scaled_size), np.nan, np.float32), np.full(scaled_size, 9, np.uint8)
+
+    for geometry in geometries:
+        top, left, height, width = geometry.window
+        filled = geometry.pad(geometry.resize_image(image), fill=7.0)
+        assert filled.shape == (2, *tiled[1])
+        together[:, top : top + height, left : left + width] = geometry.crop(filled)
+        taken = geometry.mask_to_input(mask)
+        assert taken.shape == tiled[1]
+        labels[top : top + height, left : left + width] = content_of(geometry, taken)
+
+    np.testing.assert_allclose(together, resize_image(image, scaled_size), atol=5e-5)
+    assert (labels != resize_mask(mask, scaled_size)).mean() <= 0.01  # ties
+
+
+@pytest.mark.parametrize(
+    ("size", "scale", "origins"),
+    [
+        ((584, 565), 1.0, [(0, 0), (0, 103), (0, 206), (0, 309), (109, 0)]),
+        ((512, 512), 0.5, [(0, 0)]),
+        ((512, 768), 0.5, [(0, 0), (0, 128)]),
+    ],
+)
+def test_tiles_lie_with_half_overlap_in_reading_order(size, scale, origins):
+    placed = [geometry.origin for geometry in place("tiles", size, (256, 256), scale=scale)]
+
+    assert placed[:5] == origins
+    assert len(placed) == (16 if scale == 1 else len(origins))
+
+
+def test_a_picture_smaller_than_a_tile_is_padded_and_not_enlarged():
+    (geometry,) = place("tiles", (31, 40), (64, 64))
+
+    image = geometry.pad(geometry.resize_image(np.ones((1, 31, 40), np.uint8)))
+
+    assert geometry.is_whole
+    assert (geometry.scaled_size, geometry.content) == ((31, 40), (16, 12, 31, 40))
+    assert image.sum() == 31 * 40
+    assert image[0, 16:47, 12:52].all()
+
+
+def test_a_long_picture_is_cut_along_one_axis_and_padded_along_the_other():
+    first, second, third = place("tiles", (20, 120), (64, 64))
+
+    assert [geometry.origin for geometry in (first, second, third)] == [(0, 0), (0, 28), (0, 56)]
+    assert first.content == second.content == third.content == (22, 0, 20, 64)
+    assert not first.is_whole
+
+
+@pytest.mark.parametrize(
+    ("mode", "scale", "scaled_size", "content"),
+    [
+        ("letterbox", 1.0, (64, 32), (0, 16, 64, 32)),
+        ("tiles", 1.0, (60, 30), (2, 17, 60, 30)),
+        ("tiles", 0.5, (30, 15), (17, 24, 30, 15)),
+        ("resize", 1.0, (64, 64), (0, 0, 64, 64)),
+    ],
+)
+def test_pixels_become_square_where_they_are_longer_than_wide(mode, scale, scaled_size, content):
+    (geometry,) = place(mode, (30, 30), (64, 64), scale=scale, spacing_mm=(1.4, 0.7))
+
+    assert (geometry.scaled_size, geometry.content) == (scaled_size, content)
+
+
+@given(SIDES, SIDES, st.floats(0.1, 5))
+def test_equal_spacing_changes_nothing(height, width, spacing):
+    for mode in MODES:
+        assert place(mode, (height, width), (64, 64), spacing_mm=(spacing, spacing)) == place(
+            mode, (height, width), (64, 64)
+        )
+
+
+def test_a_tile_alone_cannot_be_taken_back():
+    tile = place("tiles", (100, 100), (64, 64))[0]
+
+    with pytest.raises(ValueError, match="a part of a picture cannot be restored alone: put the parts together first"):
+        tile.restore(np.zeros((1, 64, 64), np.float32))

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
 from iaunet.planners.plan import Normalisation
-from iaunet.preprocessing.normalisation import SD_FLOOR, Normaliser
+from iaunet.preprocessing.normalisation import MOST_MEASURED, SD_FLOOR, Normaliser
 
 IMAGES = arrays(np.uint16, array_shapes(min_dims=3, max_dims=3, min_side=2, max_side=6))
 
@@ -60,3 +60,40 @@ def test_an_images_own_normalisation_does_not_depend_on_its_scale(factor):
     scaled = Normaliser.of(plan, image * factor).apply((image * factor).astype(np.float32))
 
     np.testing.assert_allclose(scaled, usual, atol=1e-4)
+
+
+def test_a_window_clips_before_the_datasets_mean_and_sd_channel_by_channel():
+    plan = Normalisation(kind="dataset", mean=(50.0, 0.0), sd=(40.0, 2.0), windows=((-100.0, 240.0), (-1.0, 1.0)))
+    image = np.array([[[-1000, 50, 3000]], [[-1000, 0.5, 3000]]], np.float32)
+
+    normalised = Normaliser.of(plan, image).apply(image)
+
+    np.testing.assert_allclose(normalised, [[[-3.75, 0, 4.75]], [[-0.5, 0.25, 0.5]]])
+    np.testing.assert_array_equal(image[0], [[-1000, 50, 3000]])
+
+
+def test_a_stack_is_normalised_as_a_whole_and_not_slice_by_slice():
+    stack = np.stack([np.zeros((4, 6)), np.ones((4, 6)), np.full((4, 6), 5)]).astype(np.float32)[None]
+
+    normaliser = Normaliser.of(Normalisation(kind="case"), stack)
+
+    sd = np.std([0, 1, 5])
+    for number, value in enumerate((0, 1, 5)):
+        np.testing.assert_allclose(normaliser.apply(stack[:, number]), (value - 2) / sd, rtol=1e-6)
+
+
+@pytest.mark.parametrize("percentiles", [None, (0.5, 99.5)])
+def test_a_huge_picture_is_measured_on_evenly_spread_rows(percentiles):
+    height, width = 4 * MOST_MEASURED // 4096, 4096
+    rows = np.arange(height, dtype=np.float32)
+    image = np.broadcast_to(rows[None, :, None], (1, height, width))
+    plan = Normalisation(kind="case", percentiles=percentiles)
+
+    normaliser = Normaliser.of(plan, image)
+
+    exact = rows[::4]
+    if percentiles:
+        exact = exact.clip(*np.percentile(exact, percentiles))
+    assert float(normaliser.mean[0, 0, 0]) == pytest.approx(exact.mean(), rel=1e-3)
+    assert float(normaliser.sd[0, 0, 0]) == pytest.approx(exact.std(), rel=1e-3)
+    assert float(normaliser.mean[0, 0, 0]) == pytest.approx(rows.mean(), rel=1e-3)

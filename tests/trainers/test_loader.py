@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 import torch
 
+from iaunet.dataset import IGNORED, MaskCoding
 from iaunet.errors import PreprocessingError, TrainingError
+from iaunet.loss import bce_dice_loss
 from iaunet.planners.plan import load_plan
 from iaunet.trainers.augmentation import Augmenter
-from iaunet.trainers.loader import Collator, RowDataset, ending_workers, make_loader, start_batches
+from iaunet.trainers.loader import Batch, Collator, RowDataset, ending_workers, make_loader, start_batches
 from iaunet.trainers.sampling import CaseOrder, EpochSampler, Sample
 from iaunet.workspace import DatasetFolder
 
@@ -24,11 +26,16 @@ def loader_of(folder, workers, augmented=True, made_from=None):
     plan = load_plan(folder.plan_json)
     augmenter = Augmenter(plan.recipe.augmentation, plan.normalisation, plan.input_size) if augmented else None
     rows = RowDataset(folder.preprocessed, made_from or plan.arrays_digest, augmenter)
-    index = RowDataset(folder.preprocessed, plan.arrays_digest, None).arrays.index
+    arrays = RowDataset(folder.preprocessed, plan.arrays_digest, None).arrays
     order = CaseOrder(
-        index.rows, [row.case for row in index.rows], batch_size=4, most_steps=250, foreground_rows=1 / 3, seed=0
+        [case.rows for case in arrays.index.cases],
+        arrays.foreground.tolist(),
+        batch_size=4,
+        most_steps=250,
+        foreground_rows=1 / 3,
+        seed=0,
     )
-    return make_loader(rows, EpochSampler(order), 1, workers, pin_memory=False)
+    return make_loader(rows, EpochSampler(order), plan.coding, workers, pin_memory=False)
 
 
 def epochs_of(loader, epochs=2):
@@ -63,13 +70,88 @@ def test_batches_hold_rows_and_targets_in_float32(folder):
     np.testing.assert_array_equal(batch.targets[:, 0], arrays.masks[list(batch.rows)] == 1)
 
 
+def values_coding(n, **fields):
+    values = tuple(range(1, n + 1))
+    return MaskCoding(kind="values", values=values, written=values, **fields)
+
+
 def test_each_label_has_a_target_map_of_its_own():
     mask = np.array([[0, 1], [2, 3]], np.uint8)
 
-    batch = Collator(3)([(np.zeros((3, 2, 2), np.float32), mask, 7)])
+    batch = Collator(values_coding(3))([(np.zeros((3, 2, 2), np.float32), mask, 7)])
 
     np.testing.assert_array_equal(batch.targets[0], [mask == 1, mask == 2, mask == 3])
     assert batch.rows == (7,)
+    assert batch.valid is None
+
+
+def test_each_region_has_a_target_map_of_all_its_labels():
+    mask = np.array([[0, 1], [2, 3]], np.uint8)
+    coding = values_coding(3, regions=((1, 2, 3), (2, 3), (3,)), regions_class_order=(1, 2, 3))
+
+    batch = Collator(coding)([(np.zeros((1, 2, 2), np.float32), mask, 0)])
+
+    np.testing.assert_array_equal(batch.targets[0], [mask >= 1, mask >= 2, mask == 3])
+
+
+def ignoring_batch():
+    """Three rows of noise with two labels and ignored pixels, of the third all."""
+    rng = np.random.default_rng(0)
+    masks = rng.choice(np.array([0, 1, 2, IGNORED], np.uint8), (3, 32, 32))
+    masks[2] = IGNORED
+    rows = [(rng.normal(size=(1, 32, 32)).astype(np.float32), mask, i) for i, mask in enumerate(masks)]
+    return Collator(values_coding(2, ignore=9))(rows), masks
+
+
+def test_ignored_pixels_are_not_valid_and_of_no_label():
+    batch, masks = ignoring_batch()
+
+    np.testing.assert_array_equal(batch.valid[:, 0], masks != IGNORED)
+    np.testing.assert_array_equal(batch.targets, np.stack([masks == 1, masks == 2], axis=1))
+
+
+def test_loss_and_gradients_do_not_depend_on_what_is_predicted_where_pixels_are_ignored():
+    batch, _ = ignoring_batch()
+    found = []
+    for elsewhere in (0.0, 50.0, -50.0):
+        logits = torch.from_numpy(np.random.default_rng(1).normal(size=(3, 2, 32, 32))).float()
+        logits = torch.where(batch.valid > 0, logits, elsewhere).requires_grad_()
+        losses = bce_dice_loss(logits, batch.targets, batch.valid)
+        losses.loss.backward()
+        found.append((losses, logits.grad))
+
+    for losses, gradient in found:
+        assert all(torch.equal(mine, first) for mine, first in zip(losses, found[0][0], strict=True))
+        assert torch.equal(gradient, found[0][1])
+        assert not gradient[(batch.valid == 0).expand_as(gradient)].any()
+        assert not gradient[2].any()
+        assert gradient[:2].any()
+
+
+def test_a_batch_is_split_with_its_ignored_pixels():
+    batch, masks = ignoring_batch()
+
+    first, second = batch.split(2)
+
+    assert (first.rows, second.rows) == ((0, 1), (2,))
+    assert torch.equal(torch.cat([first.images, second.images]), batch.images)
+    assert torch.equal(torch.cat([first.targets, second.targets]), batch.targets)
+    np.testing.assert_array_equal(second.valid[:, 0], masks[2:] != IGNORED)
+    plain = Batch(batch.images, batch.targets, batch.rows)
+    assert [part.valid for part in plain.split(1)] == [None, None, None]
+
+
+def test_augmentation_keeps_ignored_pixels_and_makes_no_other_values(folder):
+    plan = load_plan(folder.plan_json)
+    augmenter = Augmenter(plan.recipe.augmentation, plan.normalisation, plan.input_size)
+    mask = np.zeros((64, 64), np.uint8)
+    mask[10:40, 10:40], mask[20:30, 20:30] = 1, IGNORED
+
+    kept = [augmenter(np.zeros((3, 64, 64), np.float32), mask, (0, 0, i))[1] for i in range(30)]
+
+    for changed in kept:
+        assert {*np.unique(changed)} <= {0, 1, IGNORED}
+    assert 0.3 < np.mean([(changed == IGNORED).sum() for changed in kept]) / 100 < 3
 
 
 def test_an_epoch_begins_at_the_step_asked_for(folder):

@@ -1,32 +1,20 @@
 from collections import Counter
+from itertools import pairwise
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from iaunet.preprocessing.arrays import Row
-from iaunet.preprocessing.geometry import Geometry
 from iaunet.trainers.sampling import CaseOrder, EpochSampler
 
-GEOMETRY = Geometry.of("resize", (64, 64), (64, 64))
 
-
-def rows_of(foreground_by_case):
-    """A row for each letter of a case's text, with foreground where it is an f."""
-    return [
-        Row(case=case, geometry=GEOMETRY, foreground=letter == "f")
-        for case, letters in foreground_by_case.items()
-        for letter in letters
-    ]
-
-
-def order_of(n_cases, batch_size=4, most_steps=250, seed=0):
-    cases = [f"case {i}" for i in range(n_cases)]
+def order_of(n_cases, batch_size=4, most_steps=250, seed=0, draws=1):
     return CaseOrder(
-        rows_of(dict.fromkeys(cases, "f")),
-        cases,
+        [range(i, i + 1) for i in range(n_cases)],
+        [True] * n_cases,
         batch_size=batch_size,
+        draws=draws,
         most_steps=most_steps,
         foreground_rows=1 / 3,
         seed=seed,
@@ -53,6 +41,45 @@ def test_over_k_shuffles_every_case_is_seen_k_times_across_the_ends_of_epochs(n_
 )
 def test_an_epoch_is_each_case_once_or_most_steps(n_cases, batch_size, most_steps, steps):
     assert order_of(n_cases, batch_size, most_steps).steps == steps
+
+
+@given(st.integers(1, 30), st.integers(1, 9), st.integers(1, 6), st.integers(0, 99))
+def test_an_epoch_of_several_draws_has_each_case_so_often_and_goes_on_where_it_ended(n_cases, batch_size, draws, seed):
+    order = order_of(n_cases, batch_size, seed=seed, draws=draws)
+
+    assert order.steps == min(250, -(-n_cases * draws // batch_size))
+    seen = stream(order, 3)
+    counts = Counter(seen[: n_cases * draws])
+    assert {counts[case] for case in range(n_cases)} == {draws}
+    for start in range(0, len(seen) - n_cases + 1, n_cases):
+        assert sorted(seen[start : start + n_cases]) == list(range(n_cases))
+
+
+def test_many_draws_are_cut_at_the_most_steps_of_an_epoch():
+    assert order_of(100, batch_size=4, draws=20).steps == 250
+    assert order_of(100, batch_size=4, draws=9).steps == 225
+
+
+@given(
+    st.lists(st.text("f.", min_size=2, max_size=40), min_size=1, max_size=5),
+    st.sampled_from([1 / 3, 0.6]),
+    st.integers(0, 99),
+)
+def test_cases_of_several_rows_give_their_own_rows_and_foreground_in_a_third_of_draws(cases, share, seed):
+    starts = np.cumsum([0, *map(len, cases)])
+    rows = [range(start, end) for start, end in pairwise(starts)]
+    has_foreground = [letter == "f" for letter in "".join(cases)]
+    order = CaseOrder(
+        rows, has_foreground, batch_size=len(cases), draws=50, most_steps=50, foreground_rows=share, seed=seed
+    )
+
+    drawn = [sample.row for epoch in range(6) for step in range(50) for sample in order.batch(epoch, step)]
+
+    for own in rows:
+        mine = [has_foreground[row] for row in drawn if row in own]
+        assert len(mine) == 300  # 6 epochs of 50 draws
+        if any(has_foreground[row] for row in own):
+            assert np.mean(mine) > share - 4 * (share * (1 - share) / 300) ** 0.5
 
 
 def test_the_last_batch_is_filled_from_the_next_shuffle_where_the_next_epoch_goes_on():
@@ -91,8 +118,8 @@ def test_each_sample_bears_its_own_seed():
 
 def draws(letters, foreground_rows, n=3000):
     order = CaseOrder(
-        rows_of({"other": "ff", "case": letters}),
-        ["case"],
+        [range(2, 2 + len(letters))],  # behind two rows of a case that is not trained on
+        [True, True, *(letter == "f" for letter in letters)],
         batch_size=1,
         most_steps=1,
         foreground_rows=foreground_rows,
