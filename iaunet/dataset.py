@@ -104,7 +104,7 @@ class MaskCoding:
             )
         return labels
 
-    def decode(self, labels: NDArray[np.uint8]) -> NDArray[np.generic]:
+    def decode(self, labels: NDArray[np.uint8]) -> NDArray[np.integer]:
         """Turn labels of any shape into the values of the dataset's masks, uint8 or uint16."""
         table = np.array([0, *self.written])
         table = table.astype(np.uint8 if table.max() <= 255 else np.uint16)

@@ -5,6 +5,7 @@ measured: rescaled, without window and level.
 """
 
 import itertools
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,25 +81,24 @@ def find_series(files: Sequence[Path]) -> list[Series]:
     Returns:
         The series in the order of their first files as given.
     """
-    groups: list[list[Frames]] = []
+    groups: dict[str, list[tuple[int, list[Frames]]]] = defaultdict(list)  # by series: place in the result, slices
     series: list[Series] = []
-    places: list[int] = []
     for path in files:
         try:
             frames = read_frames(path)
         except FileError:
             series.append(Series("", "", (path,)))
             continue
-        group = next((group for group in groups if _belongs(frames, group[0])), None)
-        if group is None:
-            groups.append([frames])
-            places.append(len(series))
+        of_series = groups[frames.header.text(_SERIES_UID)]
+        stack = next((stack for _, stack in of_series if _belongs(frames, stack[0])), None)
+        if stack is None:
+            of_series.append((len(series), [frames]))
             series.append(Series("", "", (path,)))
         else:
-            group.append(frames)
-    for place, group in zip(places, groups, strict=True):
-        first = group[0].header
-        paths = tuple(frames.header.path for frames in _in_order(group))
+            stack.append(frames)
+    for place, stack in itertools.chain.from_iterable(groups.values()):
+        first = stack[0].header
+        paths = tuple(frames.header.path for frames in _in_order(stack))
         series[place] = Series(first.text(_SERIES_UID), first.text(_DESCRIPTION), paths)
     return series
 
@@ -192,10 +192,10 @@ def read_segmentation(path: Path, like: Series) -> tuple[NDArray[np.integer], di
 
 
 def _belongs(frames: Frames, first: Frames) -> bool:
+    """Whether two pictures of one series can be slices of one stack."""
     return (
         frames.can_stack
         and first.can_stack
-        and frames.header.text(_SERIES_UID) == first.header.text(_SERIES_UID)
         and frames.has_form_of(first)
         and frames.is_parallel_to(first)
     )
@@ -324,7 +324,7 @@ def _require_even(
             f"{n_missing} of {len(along) + n_missing} slices are missing, expected at {shown}"
             f"{', ...' if n_missing > 5 else ''} mm "
             f"({pairs[int(np.argmax(counts))]})",
-            "copy the whole series again",
+            "copy the whole series again, or give each slice a folder of its own if these are all",
         )
     _require_straight(along, positions, spacing_mm)
     return float((along[-1] - along[0]) / (len(along) - 1))

@@ -4,7 +4,6 @@ import dataclasses
 import io
 import struct
 import zlib
-from collections.abc import Sequence
 from pathlib import Path
 from threading import Lock
 
@@ -222,7 +221,7 @@ def to_channels(pixels: NDArray[np.generic], channels: int) -> NDArray[np.generi
     raise FileError(f"has {own} channels, the data set has {channels}", f"give images with {channels} channels")
 
 
-def _header(file: Path | io.BytesIO, formats: Sequence[str]) -> Image.Image:
+def _header(file: Path | io.BytesIO, formats: list[str]) -> Image.Image:
     """Open an image without Pillow's limit of pixels, which is global; none is decoded yet."""
     with _pillows_limit:
         before = Image.MAX_IMAGE_PIXELS

@@ -12,7 +12,7 @@ from iaunet.dataset import Slicing
 from iaunet.errors import FileError
 from iaunet.files import read_made_from as read_png_made_from
 from iaunet.files import write_png
-from iaunet.stacks import SLICE_AXES, TIFF_ENDINGS, is_volume
+from iaunet.stacks import TIFF_ENDINGS, is_volume, volume_labels
 from iaunet.storage import replacing
 from iaunet.tiffs import tiff_header
 from iaunet.volumes import VolumeHeader, is_volume_file, volume_stem
@@ -65,7 +65,7 @@ def path_ending(path: Path) -> str:
 
 def write_mask(
     path: Path,
-    labels: NDArray[np.generic],
+    labels: NDArray[np.integer],
     slicing: Slicing,
     header: VolumeHeader | None,
     like: Sequence[Path],
@@ -87,8 +87,8 @@ def write_mask(
         else:
             write_pages(path, labels, made_from)
         return
-    volume = np.moveaxis(labels, 0, SLICE_AXES[slicing.slice_axis])
-    volumes.write_label_volume(path, volume, like[0] if is_volume_file(like[0]) else header, made_from)
+    place = like[0] if is_volume_file(like[0]) else header
+    volumes.write_label_volume(path, volume_labels(labels, slicing), place, made_from)
 
 
 def write_pages(path: Path, pages: NDArray[np.generic], made_from: str = "") -> None:

@@ -86,20 +86,21 @@ def is_nnunet_dataset(root: Path) -> bool:
 def read_nnunet(root: Path) -> NnunetDataset:
     """Read what dataset.json says and find the files it means, without opening an image.
 
-    Files are given relative to ``root``, or absolute if dataset.json has them so. Faults of single files, and labels
-    that nnU-Net would refuse, are among ``problems``.
+    Files are given relative to ``root``, or absolute if dataset.json has them so. Faults of single files are among
+    ``problems``.
 
     Raises:
         DatasetError: dataset.json is missing or says something else than such files do, all of it in one message;
-            or there is no case at all.
+            it has labels that nnU-Net would refuse; or there is no case at all.
     """
-    data = read_json(root / DATASET_FILE, DatasetError, "give the folder that holds it")
+    data = read_json(root / DATASET_FILE, DatasetError, "restore or correct it")
     try:
         json.dumps(data, ensure_ascii=False).encode()
     except UnicodeEncodeError as fault:
         raise DatasetError(f"{DATASET_FILE} holds characters that are no text: {_CORRECT}") from fault
     description = _describe(data)
-    problems = [*_label_problems(description), *_notes(description)]
+    _require_sound_labels(description)
+    problems = _notes(description)
     if description.files is None:
         cases, found = _find_cases(root, description, "Tr")
     else:
@@ -232,8 +233,8 @@ def _listed_names(entry: Any, ending: Any) -> frozenset[str]:
     return frozenset(composed(Path(label).name.removesuffix(str(ending))) for label in labels)
 
 
-def _label_problems(description: _Description) -> list[Problem]:
-    """What nnU-Net would refuse of the labels, and we too, since it is most likely a slip."""
+def _require_sound_labels(description: _Description) -> None:
+    """Refuse labels that nnU-Net would refuse, since that is most likely a slip; no case can be read without them."""
     faults = []
     values = {0}.union(*description.labels.values())
     if values != {*range(len(values))}:
@@ -252,7 +253,8 @@ def _label_problems(description: _Description) -> list[Problem]:
     if has_regions and order is not None and (len(order) != n or not {*order} <= values - {0}):
         what = f"regions_class_order is {list(order)} for {n} regions"
         faults.append((what, "give one value of the labels for each region"))
-    return [_fault(DATASET_FILE, what, mend) for what, mend in faults]
+    if faults:
+        raise DatasetError("; ".join(f"{DATASET_FILE}: {what}: {mend}" for what, mend in faults))
 
 
 def _notes(description: _Description) -> list[Problem]:

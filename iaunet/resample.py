@@ -7,6 +7,7 @@ its input.
 
 import math
 from collections.abc import Sequence
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,8 @@ from PIL import Image
 
 from iaunet.decision import decide
 from iaunet.metrics import Counts, count
+
+Pixel = TypeVar("Pixel", bound=np.generic)
 
 Size = tuple[int, int]
 """(height, width) in pixels."""
@@ -146,9 +149,7 @@ def _size(array: NDArray[np.generic]) -> Size:
     return height, width
 
 
-def _part_for(
-    array: NDArray[np.generic], size: Size, window: Box | None
-) -> tuple[tuple[int, int], NDArray[np.generic]]:
+def _part_for(array: NDArray[Pixel], size: Size, window: Box | None) -> tuple[tuple[int, int], NDArray[Pixel]]:
     """The pixels (..., H, W) that a window of the resized array depends on, and where they lie: (top, left)."""
     if window is None:
         return (0, 0), array

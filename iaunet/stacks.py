@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +31,8 @@ SLICE_AXES: dict[SliceAxis, int] = {"axial": 0, "coronal": 1, "sagittal": 2}
 """The canonical axis (I, P, L) along which the slices of each plane follow each other."""
 
 HASHED_AT_ONCE = 1 << 22
+
+Pixel = TypeVar("Pixel", bound=np.generic)
 
 Spacing = tuple[float, float, float]
 """Distance of slices, rows and columns in mm."""
@@ -185,7 +188,7 @@ def hash_files(files: Sequence[Path]) -> str:
     return hashes[0] if len(hashes) == 1 else _hash_of_hashes(hashes)
 
 
-def volume_labels(labels: NDArray[np.generic], slicing: Slicing) -> NDArray[np.generic]:
+def volume_labels(labels: NDArray[Pixel], slicing: Slicing) -> NDArray[Pixel]:
     """Put slices [slices, height, width] together to a volume [I, P, L]; the inverse of cutting it."""
     return np.moveaxis(labels, 0, SLICE_AXES[slicing.slice_axis])
 
@@ -245,7 +248,8 @@ def _one_channel(pixels: NDArray[np.generic]) -> NDArray[np.generic]:
     """The only channel of a mask [C, slices, H, W], or that of its equal channels."""
     if not (pixels == pixels[:1]).all():
         raise FileError("mask holds colours", "save it with one channel, 0 for background and a value for each label")
-    return pixels[0]
+    plane: NDArray[np.generic] = pixels[0]
+    return plane
 
 
 def _hash_files(files: Sequence[Path]) -> str:

@@ -302,7 +302,6 @@ def _find_misfit(prediction: MaskStack, truth: MaskStack) -> FileError | None:
     if prediction.values.shape != truth.values.shape:
         sizes = _by(prediction.values.shape), _by(truth.values.shape)
         picture = len(prediction.values) == len(truth.values) == 1
-        picture = len(prediction.values) == len(truth.values) == 1
         return FileError(
             f"is {sizes[0]}, its truth {sizes[1]} ({'height x width' if picture else 'slices x height x width'})",
             "bring it to the size of the truth, or find the prediction that belongs to it",

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from iaunet.dataset import Slicing
+from iaunet.dataset import MaskCoding, Slicing
 from iaunet.dicom import is_dicom_file
 from iaunet.discovery import IMAGE_ENDINGS, list_images, natural_order
 from iaunet.errors import FileError, IaunetError, PredictionError
@@ -264,9 +264,10 @@ class _Work:
             names = self.plan.value_names
             volume = volume_labels(labels, self.plan.slicing).astype(np.uint8)
             write_segmentation(file, volume, names, series_files(case.files[0]), digest(made_from))
-        values = self.plan.coding.decode(labels)
+        pixels = count_pixels(_strips(labels), self.plan.coding.outputs)
+        values = _to_values(self.plan.coding, labels)
         write_mask(self.output / self.jobs[case], values, self.plan.slicing, header, case.files, made_from)
-        return self._outcome(case, "done", count_pixels(_strips(labels), self.plan.coding.outputs))
+        return self._outcome(case, "done", pixels)
 
     def files(self, case: InputCase) -> list[Path]:
         """All that is written for an image, the mask first."""
@@ -321,6 +322,15 @@ def count_pixels(labels: Iterable[NDArray[np.uint8]], outputs: Sequence[tuple[in
 def _is_made_from(file: Path, made_from: str) -> bool:
     """Whether a written file says so; a DICOM segmentation has room for the digest only."""
     return read_model(file) == digest(made_from) if is_dicom_file(file) else read_made_from(file) == made_from
+
+
+def _to_values(coding: MaskCoding, labels: NDArray[np.uint8]) -> NDArray[np.integer]:
+    """The values of labels [S, H, W], where they fit in the place of these: a large mask is not held twice."""
+    if max(coding.written) > np.iinfo(np.uint8).max:
+        return coding.decode(labels)
+    for strip in _strips(labels):
+        strip[...] = coding.decode(strip)
+    return labels
 
 
 def _strips(slices: NDArray[Label]) -> Iterator[NDArray[Label]]:

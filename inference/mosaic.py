@@ -17,6 +17,10 @@ SIGMA = 1 / 8
 counts most."""
 
 
+PIXELS_AT_ONCE = 1 << 20
+"""Of a picture, that are resized at once: a band of a small resized picture can be much of the native one."""
+
+
 @dataclass(frozen=True, eq=False)
 class Prediction:
     """A predicted case at its native size.
@@ -100,6 +104,7 @@ class _Mosaic:
         self._top = 0  # of the band being summed, in the resized picture
         self._strip = np.zeros((n_outputs, 0, width), np.float32)  # final rows that are still needed
         self._n_given = 0  # native rows given away
+        self._piece = max(1, PIXELS_AT_ONCE // self._native[1])
 
     @property
     def is_complete(self) -> bool:
@@ -128,10 +133,10 @@ class _Mosaic:
         self._top += n
         self._strip = np.concatenate([self._strip, final], axis=1)
         ready = rows_ready(self._top, self._scaled[0], self._native[0])
-        if ready > self._n_given:
-            rows = range(self._n_given, ready)
+        while self._n_given < ready:
+            rows = range(self._n_given, min(ready, self._n_given + self._piece))
+            self._n_given = rows.stop
             yield rows.start, resize_strip(self._strip, first, self._scaled, self._native, rows)
-            self._n_given = ready
         needed = rows_needed(self._n_given, self._scaled[0], self._native[0])
         self._strip = self._strip[:, max(0, needed - first) :].copy()
 
@@ -140,7 +145,7 @@ class _Mosaic:
 def _weight(size: Size) -> NDArray[np.float32]:
     """The weight of each pixel of a tile, 1 in its middle; 1e-7 in its corners is still exact enough to divide by."""
     axes = [np.exp(-0.5 * ((np.arange(side) - (side - 1) / 2) / (SIGMA * side)) ** 2) for side in size]
-    return np.outer(*axes).astype(np.float32)
+    return np.asarray(np.outer(*axes), np.float32)
 
 
 def assemble(case: CaseInput, plan: Plan, probabilities: Sequence[NDArray[np.float32]]) -> Prediction:

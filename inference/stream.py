@@ -41,6 +41,13 @@ class _Job(Generic[Item, Result]):
         """Whether its last part was encoded."""
         return self.last is not None and self.last.done() and self.assembly.is_complete
 
+    def outcome(self) -> tuple[Item, Result | IaunetError]:
+        """The item with what came of it, when its last part is encoded."""
+        assert self.last is not None  # cases are queued with their first part
+        result = self.last.result()
+        assert result is not None  # and asked only after their last one
+        return self.item, result
+
 
 @dataclass(frozen=True, eq=False)
 class _Loaded:
@@ -111,19 +118,10 @@ def predict_stream(
             while failed:
                 yield failed.popleft()
             while encoding and encoding[0].is_done:
-                yield _finished(encoding)
+                yield encoding.popleft().outcome()
         yield from failed
         while encoding:
-            yield _finished(encoding)
-
-
-def _finished(encoding: "deque[_Job[Item, Result]]") -> tuple[Item, Result | IaunetError]:
-    """The first case under way, when it is done."""
-    job = encoding.popleft()
-    assert job.last is not None  # cases are queued with their first part
-    result = job.last.result()
-    assert result is not None  # and settled only after their last one
-    return job.item, result
+            yield encoding.popleft().outcome()
 
 
 def _loaded(

@@ -61,8 +61,8 @@ class LabelFingerprint:
 @dataclass(frozen=True, kw_only=True)
 class CaseFingerprint:
     """One case. ``shape`` is (slices, height, width) in pixels, ``spacing_mm`` the distance of slices, rows and
-    columns, None when unknown; ``labels`` is None at the labels the case has not; ``local_width`` is in native pixels, None
-    where it was not measured."""
+    columns, None when unknown; ``labels`` is None at the labels the case has not; ``local_width`` is in native pixels,
+    None where it was not measured."""
 
     name: str
     shape: tuple[int, int, int]

@@ -233,7 +233,7 @@ def _measure_labels(labelled: NDArray[np.integer], input_size: Size) -> dict[int
     ceilings = ceiling_dice(compact, input_size, labels)
     tiles: list[dict[int, float]] = []
     if min(ceilings.values()) < HIGH_CEILING:
-        _, height, width = compact.shape
+        height, width = labelled.shape[1:]
         sizes = [(max(1, round(height * scale)), max(1, round(width * scale))) for scale in TILE_SCALES]
         tiles = [ceiling_dice(compact, size, labels) for size in sizes]
     measures = {}

@@ -18,6 +18,7 @@ from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from iaunet.errors import FileError, PreprocessingError, WorkspaceError
 from iaunet.files import read_mask, write_png
@@ -153,6 +154,16 @@ def truth_path(folder: Path, case: str) -> Path:
     return folder / TRUTH / f"{case}.png"
 
 
+def has_truth(folder: Path, case: ArrayCase) -> bool:
+    """Whether a case's true mask lies among the arrays; only its header is read."""
+    slices, height, width = case.shape
+    try:
+        with Image.open(truth_path(folder, case.name), formats=["PNG"]) as image:
+            return image.size == (width, slices * height)
+    except (OSError, SyntaxError, ValueError):
+        return False
+
+
 def open_arrays(folder: Path, made_from: str) -> Arrays:
     """Map the arrays of a dataset.
 
@@ -195,7 +206,7 @@ class PartialArrays:
         self.index = index
         if not self._can_be_continued():
             self._allocate()
-            self._take_over()
+        self._take_over()
 
     def missing_rows(self) -> list[int]:
         """The rows not filled yet."""
@@ -227,6 +238,7 @@ class PartialArrays:
         if old is None or old.index.prepared != self.index.prepared:
             return
         kept: dict[int, bool] = {}
+        missing = {*self.missing_rows()}
         with (
             naming_disk_faults(self.folder),
             RowWriter(self.folder, self.index.image_shape) as writer,
@@ -234,7 +246,9 @@ class PartialArrays:
             for case in self.index.cases:
                 before = old.cases.get(case.name)
                 path = truth_path(self.folder, case.name)
-                if before is None or not case.is_made_like(before) or not truth_path(self.target, case.name).exists():
+                if missing.isdisjoint(case.rows) or before is None or not case.is_made_like(before):
+                    continue
+                if not has_truth(self.target, before):
                     continue
                 make_folder(path.parent)
                 shutil.copyfile(truth_path(self.target, case.name), path)

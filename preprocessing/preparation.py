@@ -256,7 +256,10 @@ def _tell_changes(folder: DatasetFolder, plan: Plan) -> None:
     before = _plan_before(folder)
     if before is None:
         return
-    changed = differences(decisions(before), decisions(plan))
+    old, new = (
+        {name: value for name, value in decisions(one).items() if name != "fingerprint"} for one in (before, plan)
+    )
+    changed = differences(old, new)
     if changed:
         logger.info("the plan changes: %s", "; ".join(changed))
 

@@ -20,6 +20,7 @@ from iaunet.preprocessing.arrays import (
     PartialArrays,
     Row,
     RowWriter,
+    has_truth,
     open_arrays,
     remove_old_arrays,
     write_truth,
@@ -129,9 +130,10 @@ def preprocess(dataset: Dataset, fingerprint: Fingerprint, plan: Plan, folder: P
 
 def _is_done(folder: Path, index: Index) -> bool:
     try:
-        return open_arrays(folder, index.made_from).index == index
+        is_same = open_arrays(folder, index.made_from).index == index
     except PreprocessingError:
         return False
+    return is_same and all(has_truth(folder, case) for case in index.cases)
 
 
 def _case_tasks(dataset: Dataset, cases: Sequence[ArrayCase]) -> list[_CaseTask]:

@@ -1,13 +1,14 @@
 """Tells in words what was read, decided and written."""
 
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 
+from iaunet.nnunet import find_splits_file
 from iaunet.planners.folds import Splits
 from iaunet.planners.plan import Plan
 from iaunet.preprocessing.arrays import Index
-from iaunet.preprocessing.held_out import HeldOut
 from iaunet.preprocessing.preparation import Prepared
 from iaunet.preprocessing.preprocess import make_index
 
@@ -19,6 +20,9 @@ def describe(prepared: Prepared) -> list[str]:
         return [*lines, "checked; nothing was planned (--verify_only)"]
     lines += _describe_plan(prepared.plan)
     lines += _describe_splits(prepared.splits)
+    foreign = find_splits_file(Path(prepared.dataset.source.root))
+    if foreign is not None:
+        lines.append(f"folds      those of nnU-Net are in {foreign}: train on them with --split and this path")
     index = prepared.index or make_index(prepared.fingerprint, prepared.plan)
     lines.append(f"arrays     {_describe_arrays(index)}")
     if prepared.index is None:
@@ -49,15 +53,17 @@ def _describe_data(prepared: Prepared) -> list[str]:
         f"groups     {n_groups or 'none'} ({dataset.groups_from})",
         f"duplicates {duplicates} exact copies, {near} cases nearly equal to another",
         f"ceiling    median Dice {ceiling:.3f} for masks taken to the network's size and back",
-        *_describe_test_set(prepared.held_out),
+        *_describe_test_set(prepared),
     ]
 
 
-def _describe_test_set(held_out: HeldOut | None) -> list[str]:
+def _describe_test_set(prepared: Prepared) -> list[str]:
+    held_out = prepared.held_out
     if held_out is None:
         return []
     lines = [f"test set   {held_out.understood}; read and compared, not planned on"]
-    return [*lines, *([f"warning    {held_out.leakage}"] if held_out.leakage else [])]
+    is_told = prepared.plan is not None  # among its warnings
+    return [*lines, *([f"warning    {held_out.leakage}"] if held_out.leakage and not is_told else [])]
 
 
 def _describe_plan(plan: Plan) -> list[str]:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from iaunet.dataset import Source
-from iaunet.discovery import discover_cases, list_image_files, natural_order
+from iaunet.discovery import discover_cases, list_images, natural_order
 from iaunet.errors import DatasetError
 
 
@@ -68,6 +68,16 @@ def faults(discovery):
         ),
         (["a.png", "masks/a.png"], {"a": ("a.png", "masks/a.png")}, ""),
         (["images/v1.2.png", "masks/v1.2.png"], {"v1.2": ("images/v1.2.png", "masks/v1.2.png")}, ""),
+        (
+            ["images/v1.2.nii.gz", "masks/v1.2.nii.gz", "images/b.mha", "masks/b.NRRD", "images/c.tif", "masks/c.nii"],
+            {
+                "b": ("images/b.mha", "masks/b.NRRD"),
+                "c": ("images/c.tif", "masks/c.nii"),
+                "v1.2": ("images/v1.2.nii.gz", "masks/v1.2.nii.gz"),
+            },
+            "3 cases",
+        ),
+        (["a.nii.gz", "a_seg.nii.gz"], {"a": ("a.nii.gz", "a_seg.nii.gz")}, "side by side in ./"),
     ],
 )
 def test_folders_as_they_are_give_their_pairs(discover, files, expected, understood):
@@ -188,7 +198,7 @@ def test_a_folder_of_images_alone_can_be_declared_empty(discover):
             {},
             r"holds 2 images and 1 masks, no two of one name \(the first are photos/a and a\): name each mask as its",
         ),
-        (["a.nii.gz", "b.nii.gz"], {}, r"holds volumes \(a\.nii\.gz\), which are not read yet: save their slices"),
+        (["a.nii.gz", "b.mha"], {}, r"holds 2 images and no masks: put the masks in a folder 'masks' beside 'images'"),
         (["a.png"], {"images": "x"}, "--images and --masks belong together: give both or neither"),
         (["a.png"], {"images": "x", "masks": "x"}, "--images and --masks are one folder: leave both away"),
     ],
@@ -202,9 +212,9 @@ def test_a_folder_that_is_none_is_named(tmp_path):
     (tmp_path / "file").touch()
 
     with pytest.raises(DatasetError, match="nowhere does not exist: check the path"):
-        list_image_files(tmp_path / "nowhere")
+        list_images(tmp_path / "nowhere")
     with pytest.raises(DatasetError, match="file is a file: give the folder that holds it"):
-        list_image_files(tmp_path / "file")
+        list_images(tmp_path / "file")
 
 
 def test_images_are_listed_sorted_through_all_folders(tmp_path):
@@ -212,7 +222,51 @@ def test_images_are_listed_sorted_through_all_folders(tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
 
-    assert [path.relative_to(tmp_path).as_posix() for path in list_image_files(tmp_path)] == ["a/z.PNG", "b.png"]
+    assert [path.relative_to(tmp_path).as_posix() for path in list_images(tmp_path)] == ["a/z.PNG", "b.png"]
+
+
+def save_dicom(path, series, position=0.0):
+    pydicom = pytest.importorskip("pydicom")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    dataset = pydicom.Dataset()
+    dataset.file_meta = pydicom.dataset.FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID = pydicom.uid.CTImageStorage
+    dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID = pydicom.uid.generate_uid()
+    dataset.StudyInstanceUID, dataset.SeriesInstanceUID, dataset.Modality = "1.2", series, "CT"
+    dataset.ImagePositionPatient, dataset.ImageOrientationPatient = [0, 0, position], [1, 0, 0, 0, 1, 0]
+    dataset.PixelSpacing, dataset.Rows, dataset.Columns, dataset.SamplesPerPixel = [1, 1], 2, 2, 1
+    dataset.PhotometricInterpretation, dataset.PixelRepresentation = "MONOCHROME2", 0
+    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 16, 16, 15
+    dataset.PixelData = bytes(8)
+    dataset.save_as(path, enforce_file_format=True)
+
+
+def listed(folder):
+    return [path.relative_to(folder).as_posix() for path in list_images(folder)]
+
+
+def test_a_folder_with_a_series_is_one_image_and_files_that_are_a_series_each_are_images(tmp_path):
+    for number in range(3):
+        save_dicom(tmp_path / "images" / "patient 1" / f"{number}.dcm", "1.2.3", number)
+        save_dicom(tmp_path / "photos" / f"{number}.dcm", f"1.2.{number}")
+    (tmp_path / "images" / "patient 1" / "readme.txt").touch()
+    (tmp_path / "images" / "b.nii.gz").touch()
+
+    assert listed(tmp_path) == [
+        "images/b.nii.gz",
+        "images/patient 1",
+        "photos/0.dcm",
+        "photos/1.dcm",
+        "photos/2.dcm",
+    ]
+
+
+def test_a_series_has_the_mask_of_its_folders_name(tmp_path, discover):
+    for number in range(2):
+        save_dicom(tmp_path / "images" / "p1.5" / f"{number}.dcm", "1.2.3", number)
+
+    assert pairs(discover("masks/p1.5.nii.gz")) == {"p1.5": ("images/p1.5", "masks/p1.5.nii.gz")}
 
 
 @pytest.mark.skipif(not hasattr(os, "seteuid"), reason="permissions work otherwise on this system")
@@ -224,7 +278,7 @@ def test_a_folder_that_may_not_be_read_is_named_and_not_passed_over(tmp_path, mo
     os.seteuid(user or 65534)  # root may read everything
     try:
         with pytest.raises(DatasetError, match=r"p1 cannot be read \(Permission denied\): mend its permissions"):
-            list_image_files(Path())
+            list_images(Path())
     finally:
         os.seteuid(user)
 
@@ -233,10 +287,10 @@ def test_a_folder_that_may_not_be_read_is_named_and_not_passed_over(tmp_path, mo
 def test_an_image_whose_name_is_not_utf8_is_named_printably(tmp_path, discover):
     discover("images/ä.png", "masks/ä.png")
     (tmp_path / "images" / os.fsdecode(b"caf\xe9.txt")).touch()
-    assert list_image_files(tmp_path / "images") == [tmp_path / "images" / "ä.png"]
+    assert list_images(tmp_path / "images") == [tmp_path / "images" / "ä.png"]
     (tmp_path / "images" / os.fsdecode(b"caf\xe9.png")).touch()
 
-    for find in (discover, lambda: list_image_files(tmp_path)):
+    for find in (discover, lambda: list_images(tmp_path)):
         with pytest.raises(DatasetError, match=r"caf\\udce9\.png has a name that is not UTF-8: rename it") as fault:
             find()
         assert str(fault.value).isprintable()

@@ -26,7 +26,7 @@ def test_an_unknown_command_is_answered_with_the_known_ones(capsys):
 
 @pytest.mark.parametrize("name", ["plan_and_preprocess", "plan-and-preprocess", "iaunet_plan_and_preprocess"])
 def test_a_command_is_run_by_its_name_and_its_code_returned(name, capsys, tmp_path):
-    assert main([name, str(tmp_path / "nowhere"), "--workspace", str(tmp_path)]) == 2
+    assert main([name, str(tmp_path / "nowhere"), "--workspace", str(tmp_path / "workspace")]) == 2
     assert "nowhere does not exist: check the path" in capsys.readouterr().err
 
 

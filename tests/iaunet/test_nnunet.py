@@ -100,32 +100,40 @@ def test_the_order_of_regions_is_that_of_the_file_and_not_of_the_alphabet(root):
     ("changes", "line"),
     [
         (
+            {"labels": {"background": 0, "a": 1, "b": 4, "ignore": 2}},
+            "dataset.json: labels have the values 0, 1, 4: number them 0, 1, 2, ... without gaps; "
+            "dataset.json: label 'ignore' is 2, other labels go up to 4: make it 5, the highest of all",
+        ),
+        (
             {"labels": {"background": 0, "a": 1, "b": 3}},
-            "dataset.json labels have the values 0, 1, 3: number them 0, 1, 2, ... without gaps",
+            "dataset.json: labels have the values 0, 1, 3: number them 0, 1, 2, ... without gaps",
         ),
         (
             {"labels": {"background": 0, "a": 1, "b": 2, "ignore": 2}},
-            "dataset.json label 'ignore' is 2, other labels go up to 2: make it 3, the highest of all",
+            "dataset.json: label 'ignore' is 2, other labels go up to 2: make it 3, the highest of all",
         ),
-        ({"labels": REGIONS}, "dataset.json has regions but no regions_class_order: add it: a value for each region"),
+        ({"labels": REGIONS}, "dataset.json: has regions but no regions_class_order: add it: a value for each region"),
         (
             {"labels": REGIONS, "regions_class_order": [1, 2]},
-            "dataset.json regions_class_order is [1, 2] for 3 regions: give one value of the labels for each region",
+            "dataset.json: regions_class_order is [1, 2] for 3 regions: give one value of the labels for each region",
         ),
         (
             {"labels": REGIONS, "regions_class_order": [1, 2, 7]},
-            "dataset.json regions_class_order is [1, 2, 7] for 3 regions: give one value of the labels for each region",
+            "dataset.json: regions_class_order is [1, 2, 7] for 3 regions: give one value of the labels for each region",
         ),
         (
             {"labels": {"background": 0, "all": [0, 1]}, "regions_class_order": [1]},
-            "dataset.json region all holds the background 0: take 0 out of it",
+            "dataset.json: region all holds the background 0: take 0 out of it",
         ),
     ],
 )
-def test_labels_that_make_no_sense_are_faults(root, changes, line):
+def test_labels_that_make_no_sense_are_refused_with_a_mend(root, changes, line):
     describe(root, **changes)
 
-    assert lines(read_nnunet(root)) == [line]
+    with pytest.raises(DatasetError) as caught:
+        read_nnunet(root)
+
+    assert str(caught.value) == line
 
 
 def test_all_faults_of_the_files_are_told_together(root):
@@ -276,7 +284,7 @@ def test_whatever_a_description_holds_it_is_read_or_refused(root, data):
 
 
 def test_a_folder_that_is_no_dataset_is_refused(tmp_path, root):
-    with pytest.raises(DatasetError, match=r"dataset.json is missing: give the folder that holds it"):
+    with pytest.raises(DatasetError, match=r"dataset.json is missing: restore or correct it"):
         read_nnunet(tmp_path)
     (tmp_path / "dataset.json").write_text("[1]", encoding="utf-8")
     with pytest.raises(DatasetError, match="holds no object: correct"):

@@ -3,8 +3,10 @@ import subprocess
 import sys
 import unicodedata
 
+import nibabel as nib
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from iaunet.errors import DatasetError, PredictionError
@@ -198,15 +200,111 @@ def test_a_mask_of_another_size_is_a_failure_that_names_both(folders):
     assert len(evaluation.scores) == 3
 
 
-def test_spacing_gives_distances_in_mm(folders):
-    write_cases(folders)
+def write_volume(path, mask, affine):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(mask.astype(np.uint8), affine), path)
 
-    pixels, millimetres = (evaluate_folders(*folders, groups=None, spacing_mm=s) for s in (None, (0.5, 0.5)))
 
-    for one, other in zip(pixels.scores, millimetres.scores, strict=True):
-        in_pixels, in_mm = (score.labels["foreground"].metrics for score in (one, other))
-        assert in_mm["hd95"] == pytest.approx(in_pixels["hd95"] / 2)
-        assert in_mm["surface_dice"] == in_pixels["surface_dice"]
+def block(shape=(20, 24, 8), at=(5, 6, 2), size=(8, 10, 3)):
+    mask = np.zeros(shape, bool)
+    mask[tuple(slice(start, start + length) for start, length in zip(at, size, strict=True))] = True
+    return mask
+
+
+SPACED = np.diag([0.5, 0.75, 4.0, 1.0])
+
+
+def test_volumes_are_scored_as_a_whole_and_in_mm(folders):
+    predictions, truth = folders
+    write_volume(truth / "a.nii.gz", block(), SPACED)
+    write_volume(predictions / "a.nii.gz", block(size=(8, 10, 4)), SPACED)  # a slice too many, 4 mm
+    write_volume(truth / "b.nii.gz", block(), SPACED)
+    write_volume(predictions / "b.nii.gz", block(at=(8, 6, 2)), SPACED)  # 3 voxels of 0.5 mm aside
+
+    evaluation = evaluate_folders(*folders, groups="none", tolerance=3.0)
+
+    thick, aside = (score.labels["foreground"] for score in evaluation.scores)
+    assert (thick.counts.tp, thick.counts.fp, thick.counts.fn, thick.counts.tn) == (240, 80, 0, 3840 - 320)
+    assert thick.metrics["dice"] == pytest.approx(480 / 560)
+    assert thick.metrics["hd95"] == pytest.approx(4.0)  # 80 of the 224 surface voxels are those of the added slice
+    assert (aside.counts.tp, aside.counts.fp, aside.counts.fn) == (150, 90, 90)
+    assert aside.metrics["hd95"] == pytest.approx(1.5)
+    assert aside.metrics["surface_dice"] == 1  # 3 voxels of the finest axis are 1.5 mm
+    assert evaluation.summary.distance_unit == "mm"
+    assert evaluation.summary.labels["foreground"].all_cases["hd95"].mean == pytest.approx(2.75)
+
+
+def test_a_slice_that_is_missing_lies_its_thickness_away(folders):
+    predictions, truth = folders
+    write_volume(truth / "a.nii.gz", block(at=(5, 6, 2), size=(8, 10, 1)), SPACED)
+    write_volume(predictions / "a.nii.gz", block(at=(5, 6, 3), size=(8, 10, 1)), SPACED)
+
+    [score] = evaluate_folders(*folders, groups="none").scores
+
+    assert score.labels["foreground"].metrics["hd95"] == pytest.approx(4.0)
+    assert score.labels["foreground"].metrics["surface_dice"] == 0
+
+
+def test_a_mask_in_another_orientation_is_scored_where_it_lies(folders):
+    predictions, truth = folders
+    mask = block(size=(8, 10, 4))
+    write_volume(truth / "a.nii.gz", block(), SPACED)
+    write_volume(predictions / "a.nii.gz", mask, SPACED)
+    straight = evaluate_folders(*folders, groups="none").scores
+    turned = SPACED[:, [2, 0, 1, 3]].copy()
+    turned[:3, 3] = turned[:3, 1] * (mask.shape[0] - 1)
+    turned[:, 1] *= -1
+    write_volume(predictions / "a.nii.gz", mask.transpose(2, 0, 1)[:, ::-1], turned)
+
+    evaluation = evaluate_folders(*folders, groups="none")
+
+    assert repr(evaluation.scores) == repr(straight)
+    assert evaluation.problems == ()
+
+
+def test_a_mask_in_another_place_or_of_another_shape_is_named_and_the_rest_scored(folders):
+    predictions, truth = folders
+    for name in "abc":
+        write_volume(truth / f"{name}.nii.gz", block(), SPACED)
+    moved = SPACED.copy()
+    moved[2, 3] = 2.5
+    write_volume(predictions / "a.nii.gz", block(), moved)
+    write_volume(predictions / "b.nii.gz", block(shape=(20, 24, 9)), SPACED)
+    write_volume(predictions / "c.nii.gz", block(), SPACED)
+
+    evaluation = evaluate_folders(*folders, groups="none")
+
+    assert [score.name for score in evaluation.scores] == ["c"]
+    place, shape = evaluation.failures
+    assert place.file.endswith("a.nii.gz")
+    assert place.what == "mask lies up to 2.5 mm away from its image"
+    assert shape.what == "is 9 x 24 x 20, its truth 8 x 24 x 20 (slices x height x width)"
+
+
+def test_distances_are_in_pixels_for_all_where_one_mask_tells_no_spacing(folders):
+    predictions, truth = folders
+    write_volume(truth / "a.nii.gz", block(), SPACED)
+    write_volume(predictions / "a.nii.gz", block(at=(8, 6, 2)), SPACED)
+    write(truth / "b.png", disc(12), value=1)
+    write(predictions / "b.png", disc(12, centre=(24, 34)), value=1)
+
+    evaluation = evaluate_folders(*folders, groups="none")
+
+    volume, _ = (score.labels["foreground"].metrics for score in evaluation.scores)
+    assert volume["hd95"] == 3.0
+    assert evaluation.summary.distance_unit == "px"
+
+
+def test_a_predicted_stack_of_pages_is_scored_on_a_true_one(folders):
+    predictions, truth = folders
+    for folder, mask in ((predictions, block(size=(8, 10, 4))), (truth, block())):
+        folder.mkdir()
+        pages = np.moveaxis(mask, 2, 0).astype(np.uint8) * 255
+        tifffile.imwrite(folder / "a.tif", pages, imagej=True, metadata={"axes": "ZYX"})
+
+    [score] = evaluate_folders(*folders, groups="none").scores
+
+    assert score.labels["foreground"].metrics["dice"] == pytest.approx(480 / 560)
 
 
 def test_groups_widen_the_interval(folders):

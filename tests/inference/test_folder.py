@@ -14,12 +14,20 @@ from iaunet.dataset import MaskCoding
 from iaunet.discovery import natural_order
 from iaunet.errors import DatasetError, PredictionError, WorkspaceError
 from iaunet.files import read_image, read_mask
-from iaunet.inference.folder import FolderOptions, count_pixels, describe_model, list_inputs, mask_names, predict_folder
+from iaunet.inference.folder import (
+    FolderOptions,
+    count_pixels,
+    describe_model,
+    group_channels,
+    list_inputs,
+    mask_names,
+    predict_folder,
+)
 from iaunet.inference.overlay import draw_overlay
 from iaunet.inference.predictor import Predictor
 from iaunet.inference.runs import Run
 from iaunet.planners.plan import InferencePlan
-from iaunet.preprocessing.cases import prepare_image
+from iaunet.stacks import Stack
 from iaunet.storage import file_digest
 from iaunet.workspace import DatasetFolder, locked
 
@@ -128,8 +136,8 @@ def test_probabilities_are_written_in_16_bits(predict, predictor, images, output
 
     for path in images.iterdir():
         written = np.asarray(Image.open(output / "probabilities" / path.name))
-        image, geometry = prepare_image(read_image(path).pixels, predictor.plan)
-        expected = geometry.restore(predictor.predict_inputs(image[None])[0])[0]
+        stack = Stack(read_image(path).pixels[:, None])
+        [[expected]] = predictor.predict_case(stack, keep_probabilities=True).probabilities
         assert written.dtype == np.uint16
         np.testing.assert_allclose(written / 65535, expected, atol=1e-4)
         np.testing.assert_array_equal(written >= 32768, np.asarray(Image.open(output / path.name)) == 255)
@@ -161,7 +169,11 @@ def test_several_labels_have_a_map_of_probabilities_each_and_a_column_each(predi
 
 
 def test_pixels_are_counted_for_every_label_there_could_be():
-    assert count_pixels(np.array([[0, 1, 1], [3, 0, 0]], np.uint8), 4) == (2, 0, 1, 0)
+    parts = [np.array([[0, 1, 1], [3, 0, 0]], np.uint8), np.array([[1, 255]], np.uint8)]
+
+    assert count_pixels(parts, [(1,), (2,), (3,), (4,)]) == (3, 0, 1, 0)
+    assert count_pixels(parts, [(1, 2, 3), (2, 3)]) == (4, 1)
+    assert count_pixels([], [(1,)]) == (0,)
 
 
 def test_a_single_image_is_predicted_alone(predict, images, output):
@@ -309,7 +321,9 @@ def test_a_full_disk_is_named_and_leaves_whole_masks_only(predict, output, image
     ],
 )
 def test_masks_are_named_by_stems_and_keep_the_ending_where_these_collide(images, masks):
-    assert mask_names([Path(image) for image in images]) == masks
+    cases = group_channels(Path(), [Path(image) for image in images], 0)
+
+    assert mask_names(cases, [".png"] * len(cases)) == masks
     assert len({mask.lower() for mask in masks}) == len(masks)
 
 

@@ -1,6 +1,7 @@
 import hashlib
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 from PIL import Image
@@ -153,3 +154,101 @@ def test_the_width_of_a_bar_is_its_thickness_wherever_it_lies(thickness, width):
         bar = np.zeros((64, 96), bool)
         bar[top : top + thickness, :] = True
         assert local_width(bar) == pytest.approx(width, abs=1)
+
+
+def save_volume(path, voxels):
+    """Write voxels [inferior, posterior, left] with slices of 3 mm and pixels of 1 mm."""
+    affine = np.array([[0, 0, -1.0, 0], [0, -1.0, 0, 0], [-3.0, 0, 0, 0], [0, 0, 0, 1]])
+    nib.save(nib.Nifti1Image(voxels, affine), path)
+    return path
+
+
+def measure_volume(folder, voxels, mask, **fields):
+    usual = {
+        "case": "v",
+        "images": (save_volume(folder / "image.nii", voxels),),
+        "image_file": "image.nii",
+        "mask": save_volume(folder / "mask.nii", mask),
+        "mask_file": "mask.nii",
+        "input_size": (256, 256),
+        "with_width": True,
+    }
+    return measure_case(MeasureTask(**(usual | fields)))
+
+
+BALL = sum((axis - centre) ** 2 for axis, centre in zip(np.mgrid[:21, :64, :48], (10, 30, 24), strict=True)) <= 8**2
+VOXELS = np.random.default_rng(0).integers(-500, 500, BALL.shape).astype(np.int16)
+
+
+def test_a_volume_is_measured_as_a_whole(tmp_path):
+    measured = measure_volume(tmp_path, VOXELS, BALL.astype(np.uint8))
+
+    assert (measured.shape, measured.spacing_mm, measured.depth) == ((21, 64, 48), (3, 1, 1), "float32")
+    assert measured.histograms[0].mean() == pytest.approx(VOXELS.mean(), abs=0.1)
+    assert measured.foreground[0].mean() == pytest.approx(VOXELS[BALL].mean(), abs=0.1)
+    label = measured.labels[1]
+    assert label.share == pytest.approx(BALL.mean())
+    assert label.diameters == (pytest.approx(16, abs=0.5),)
+    assert label.ceiling > 0.97
+    assert measured.local_width == pytest.approx(16, abs=2)
+    assert measured.instances == 1
+
+
+def test_parts_that_touch_only_across_slices_are_one_component(tmp_path):
+    mask = np.zeros(BALL.shape, np.uint8)
+    mask[3, 10:14, 10:14] = mask[4, 13:17, 13:17] = mask[9, 10:14, 10:14] = 1
+
+    label = measure_volume(tmp_path, VOXELS, mask).labels[1]
+
+    assert sorted(label.diameters) == pytest.approx([np.cbrt(16 * 6 / np.pi), np.cbrt(32 * 6 / np.pi)], abs=0.01)
+
+
+def test_channels_of_several_files_are_measured_each(tmp_path):
+    files = (save_volume(tmp_path / "a.nii", VOXELS), save_volume(tmp_path / "b.nii", VOXELS * 2))
+
+    measured = measure_volume(tmp_path, VOXELS, BALL.astype(np.uint8), images=files)
+
+    means = [histogram.mean() for histogram in measured.histograms]
+    assert measured.channels == 2
+    assert means == pytest.approx([VOXELS.mean(), 2 * VOXELS.mean()], abs=0.3)
+
+
+def test_ignored_pixels_are_measured_as_nothing(measure):
+    mask = np.where(DISC, np.uint8(1), np.uint8(0)) + np.where(BAR, np.uint8(9), np.uint8(0))
+
+    measured = measure(GREY, mask, MaskCoding(kind="values", values=(1,), written=(1,), ignore=9))
+
+    assert [*measured.labels] == [1]
+    assert measured.labels[1].share == pytest.approx(DISC.mean())
+    assert measured.foreground[0].mean() == pytest.approx(GREY[DISC].mean())
+    assert measured.local_width == pytest.approx(30, abs=2)
+
+
+def test_a_value_that_a_given_coding_does_not_know_is_a_fault_of_the_mask(measure):
+    measured = measure(GREY, DISC * np.uint8(3), MaskCoding(kind="values", values=(1,), written=(1,)))
+
+    assert [(problem.file, problem.what) for problem in measured.problems] == [
+        ("masks/a.png", "mask holds the value 3, the data set has (0, 1)")
+    ]
+
+
+def test_the_ceilings_of_tiles_are_measured_where_the_inputs_size_loses_much(measure):
+    lines = np.zeros((800, 800), np.uint8)
+    for top in range(0, 800, 20):
+        lines[top : top + 6] = 255  # three rows at half the size, one and a half at a quarter
+    image = np.zeros((800, 800), np.uint8)
+
+    thin, thick = measure(image, lines).labels[255], measure(GREY, DISC).labels[255]
+
+    assert thick.tile_ceilings == ()
+    assert thin.ceiling < 0.97
+    quarter, half = thin.tile_ceilings
+    assert quarter < 0.9
+    assert half == 1
+
+
+def test_a_volume_without_foreground_has_no_labels_and_no_width(tmp_path):
+    measured = measure_volume(tmp_path, VOXELS, np.zeros(BALL.shape, np.uint8))
+
+    assert (measured.labels, measured.local_width, measured.shapes) == ({}, None, ())
+    assert measured.mask_values == {0: BALL.size}

@@ -1,6 +1,7 @@
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 
 from iaunet.dataset import Dataset, MaskCoding, Slicing, Source
@@ -8,7 +9,7 @@ from iaunet.errors import PlanError
 from iaunet.planners.plan import InferencePlan, NetworkPlan, Normalisation, Plan, content_digest, load_plan, save_plan
 from iaunet.planners.planner import find_planner
 from iaunet.planners.recipes import Augmentation, Recipe
-from iaunet.records import to_json
+from iaunet.records import FieldError, to_json
 
 
 @pytest.fixture(scope="session")
@@ -81,6 +82,19 @@ def test_nonsense_in_any_field_is_answered_with_the_field_and_what_is_allowed(lo
         (["coding", "written"], [], r"coding.written is \(\): give a different value from 1 to 65535 for each label"),
         (["coding", "values"], [], r"coding.values is \(\): give 1 different values other than 0 and the ign"),
         (["coding", "kind"], "binary", r"coding.values is \(255,\): give none, as binary masks have one label"),
+        (["channels"], 65, "channels is 65: give a whole number from 1 to 64"),
+        (["coding", "ignore"], 255, r"coding.values is \(255,\): give 1 different values other than 0 and the ign"),
+        (["coding", "regions"], [[1]], r"coding.regions is \(\(1,\),\): give lists of the values \(255,\)"),
+        (["coding", "regions_class_order"], [255], r"coding.regions_class_order is \(255,\): give one of the values"),
+        (["slicing", "slice_axis"], "oblique", "slicing.slice_axis is 'oblique': give one of 'axial', 'coronal', 'sag"),
+        (["tile_scale"], 0, "tile_scale is 0.0: give a number above 0, 1 at most"),
+        (["tile_scale"], 1.5, "tile_scale is 1.5: give a number above 0, 1 at most"),
+        (
+            ["normalisation", "windows"],
+            [[0, 1], [0, 1]],
+            "normalisation.windows is .*: give a lowest and a highest value",
+        ),
+        (["normalisation", "windows"], [[1, 1]], r"normalisation.windows is \(\(1.0, 1.0\),\): give rising pairs"),
         (["input_mode"], "crop", "input_mode is 'crop': give one of 'resize', 'letterbox', 'tiles'"),
         (
             ["input_size"],
@@ -165,6 +179,13 @@ def test_normalisation_image_by_image_needs_no_numbers_a_channel(load_edited):
         (["input_mode"], "letterbox", True, True),
         (["input_size"], [128, 128], True, True),
         (["normalisation", "mean"], [99.0], True, True),
+        (["normalisation", "windows"], [[0, 200]], True, True),
+        (["input_mode"], "tiles", True, True),
+        (["tile_scale"], 0.5, True, True),
+        (["equal_spacing"], True, True, True),
+        (["slicing", "slice_axis"], "sagittal", True, True),
+        (["channel_files"], 1, True, False),
+        (["coding", "ignore"], 9, True, True),
         (["labels"], ["lesion"], True, False),
         (["why", "recipe"], "because", False, False),
         (["warnings"], [], False, False),
@@ -177,6 +198,36 @@ def test_an_edit_is_noticed_and_makes_new_arrays_only_if_they_depend_on_it(
 
     assert edited.is_edited is is_edited
     assert (edited.arrays_digest != plan.arrays_digest) is changes_arrays
+    assert (edited.preparation_digest != plan.preparation_digest) is changes_arrays
+
+
+def test_other_data_prepared_alike_have_other_arrays_of_like_rows(plan):
+    other = dataclasses.replace(plan, fingerprint="other")
+
+    assert other.arrays_digest != plan.arrays_digest
+    assert other.preparation_digest == plan.preparation_digest
+
+
+def test_a_plan_decides_labels_by_the_most_probable_and_regions_by_their_order(plan):
+    probabilities = np.array([[0.9, 0.9, 0.2, 0.6], [0.4, 0.6, 0.9, 0.7]], np.float32)
+    inference = InferencePlan(mirroring=False, thresholds=(0.5, 0.5))
+    labels = MaskCoding(kind="values", values=(4, 9), written=(4, 9))
+    regions = dataclasses.replace(labels, regions=((4, 9), (9,)), regions_class_order=(4, 9))
+    exclusive = dataclasses.replace(plan, labels=("a", "b"), coding=labels, inference=inference)
+    nested = dataclasses.replace(plan, labels=("a", "b"), coding=regions, inference=inference)
+
+    np.testing.assert_array_equal(exclusive.decide(probabilities), [1, 1, 2, 2])
+    np.testing.assert_array_equal(nested.decide(probabilities), [1, 2, 2, 2])
+    np.testing.assert_array_equal(regions.decode(nested.decide(probabilities)), [4, 9, 9, 9])
+
+
+def test_regions_need_a_name_each(plan):
+    regions = MaskCoding(
+        kind="values", values=(1, 2), written=(1, 2), regions=((1, 2), (2,), (1,)), regions_class_order=(1, 2, 1)
+    )
+
+    with pytest.raises(FieldError, match=r"coding is .*: give 1 labels or regions, as in labels"):
+        dataclasses.replace(plan, coding=regions)
 
 
 def test_a_saved_plan_is_readable_and_read_back_equal(plan, tmp_path):

@@ -1,7 +1,8 @@
 import pytest
 
-from iaunet.dataset import Dataset, MaskCoding, Source
+from iaunet.dataset import Dataset, MaskCoding, Slicing, Source
 from iaunet.errors import PlanError
+from iaunet.planners.histogram import Intensity
 from iaunet.planners.plan import load_plan, save_plan
 from iaunet.planners.planner import NO_GROUPS, PLANNERS, AutoPlanner, find_planner
 from iaunet.records import FieldError
@@ -83,6 +84,46 @@ def test_what_weakens_the_scores_is_warned_of(case, fingerprint):
     assert lost == "no network working at 256 x 256 can score a median Dice above 0.84 on these masks"
     assert no_groups == NO_GROUPS
     assert shared == "7 cases look alike in large groups: taken for a shared look, not for duplicates"
+
+
+def test_what_the_data_set_says_of_its_files_is_planned(case, fingerprint):
+    coding = MaskCoding(
+        kind="values", values=(1, 2), written=(1, 2), regions=((1, 2), (2,)), regions_class_order=(1, 2), ignore=3
+    )
+    dataset = make_dataset(
+        labels=("whole", "part"),
+        coding=coding,
+        slicing=Slicing(slice_axis="coronal"),
+        channel_kinds=("zscore",),
+        channel_files=1,
+    )
+
+    plan = find_planner("auto").plan(dataset, fingerprint([case("a", slices=20)], labels=("label_1", "label_2")))
+
+    assert (plan.labels, plan.coding, plan.inference.thresholds) == (("whole", "part"), coding, (0.5, 0.5))
+    assert (plan.slicing.slice_axis, plan.channel_files, plan.recipe.draws_a_case) == ("coronal", 1, 5)
+
+
+def test_tiles_are_planned_with_their_scale_and_as_many_draws_as_they_ask_for(case, fingerprint):
+    thin = case("a", size=(1024, 1024), ceiling=0.8, width=8.0, tile_ceilings=(0.9, 0.98))
+
+    plan = find_planner("auto").plan(make_dataset(), fingerprint([thin] * 10))
+
+    assert (plan.input_mode, plan.tile_scale, plan.equal_spacing) == ("tiles", 0.5, False)
+    assert plan.recipe.draws_a_case == 2  # nine tiles
+    assert plan.warnings == (NO_GROUPS,)
+
+
+def test_the_normalisation_of_the_plan_before_is_kept_where_the_data_moved_little(case, fingerprint):
+    intensity = Intensity(mean=100.5, sd=20.0, percentiles=(0.0,) * 7)
+    before = find_planner("auto").plan(make_dataset(), fingerprint([case("a")]))
+    data = fingerprint([case("a"), case("b")], intensity=(intensity,))
+
+    plan = find_planner("auto").plan(make_dataset(), data, before=before)
+
+    assert plan.normalisation == before.normalisation != find_planner("auto").plan(make_dataset(), data).normalisation
+    assert plan.preparation_digest == before.preparation_digest
+    assert plan.arrays_digest != before.arrays_digest
 
 
 def test_a_planner_of_ones_own_decides_one_thing_otherwise(measured):

@@ -307,6 +307,22 @@ def test_nothing_is_taken_from_arrays_that_are_spoiled(target, index, lost):
     make_whole(target, dataclasses.replace(index, made_from="new"))
 
 
+def test_killed_while_unchanged_cases_were_taken_over_the_next_run_takes_them_over(target, index):
+    partial, aside = target.with_name("preprocessed.partial"), target.with_name("aside")
+    new = make_index({"c3": 1, "x": 1, "c1": 1, "c0": 1}, made_from="new")
+    fill(PartialArrays(target, new), [3])  # without old arrays, nothing is taken over
+    partial.rename(aside)
+    make_whole(target, index)
+    aside.rename(partial)
+
+    make_whole(target, new, rows=[1])
+
+    arrays = open_arrays(target, "new")
+    for row, there in [(0, 3), (1, 1), (2, 1), (3, 3)]:
+        np.testing.assert_array_equal(arrays.images[row], content(there)[0].astype(np.float16))
+    assert truth_path(target, "c3").exists()
+
+
 def test_a_case_whose_true_mask_is_gone_is_prepared_again(target, index):
     make_whole(target, index)
     truth_path(target, "c3").unlink()

@@ -519,10 +519,16 @@ def test_a_true_mask_that_is_spoiled_is_named_with_the_command_that_makes_it(toy
     prepare(toy)
     plan = load_plan(workspace / "toy" / "plan.json")
     arrays = open_arrays(workspace / "toy" / "preprocessed", plan.arrays_digest)
+    before = files_of(workspace)
     spoil(workspace / "toy" / "preprocessed" / "truth" / "case_03.png")
 
     with pytest.raises(PreprocessingError, match=r"case_03\.png: .*: run iaunet_plan_and_preprocess toy again"):
         arrays.truth("case_03")
+
+    _, out, _ = prepare(toy)
+
+    assert re.search(r"preprocessed 1 cases \(1 rows\) in .*; 11 cases are as before and were kept", out)
+    assert files_of(workspace) == before
 
 
 def test_a_plan_edited_to_nonsense_names_the_field_and_nothing_is_changed(toy, workspace, prepare):
@@ -534,7 +540,8 @@ def test_a_plan_edited_to_nonsense_names_the_field_and_nothing_is_changed(toy, w
 
     assert code == 2
     assert re.fullmatch(
-        r"error: .*plan\.json: input_mode is 'crop': give one of 'resize', 'letterbox', 'tiles'; correct it, or run .*\n", err
+        r"error: .*plan\.json: input_mode is 'crop': give one of 'resize', 'letterbox', 'tiles'; correct it, or run .*\n",
+        err,
     )
     assert files_of(workspace) == before
     assert prepare(toy, "--replan")[0] == 0

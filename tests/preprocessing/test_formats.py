@@ -4,6 +4,7 @@ from functools import partial
 from importlib import import_module
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 from PIL import Image
@@ -191,3 +192,53 @@ def test_real_numbered_components_are_one_label(frames, tmp_path, prepared):
 
     assert found == ("foreground",)
     assert_each_mask_is_kept(arrays, cases)
+
+
+def two_labels(stack):
+    """Labels [slices, height, width]: 1, and 2 right of the first third of the picture."""
+    labels = forms.truth_of(stack)
+    labels[..., labels.shape[-1] // 3 :] *= 2
+    return labels
+
+
+def test_volumes_of_two_orientations_and_two_labels_go_all_the_way(tmp_path, prepared):
+    raw, new, out, truth = (tmp_path / name for name in ("heads", "new", "out", "truth"))
+    stacks = forms.stacked(forms.boxes(6 * forms.SLICES, (40, 48)))
+    for number, (name, stack) in enumerate(stacks.items()):
+        orientation = ("LPS", "RAS")[number % 2]
+        volume = np.stack([case.grey for case in stack])
+        forms.save_nifti(raw / "images" / f"{name}.nii.gz", volume, orientation)
+        forms.save_nifti(raw / "masks" / f"{name}.nii.gz", two_labels(stack), orientation)
+        forms.save_nifti(new / f"{name}.nii.gz", volume, orientation)
+    arrays, labels, _ = prepared(raw)
+    assert labels == ("label_1", "label_2")
+    for name, stack in stacks.items():
+        np.testing.assert_array_equal(arrays.truth(name), two_labels(stack)[::-1])
+    plan = tmp_path / "workspace" / "heads" / "plan.json"
+    network, recipe = {"name": "unet", "width": 4, "depth": 3}, {"epochs": 2, "batch_size": 4, "lr": 0.02}
+    forms.edit_json(plan, lambda plan: plan.update(input_size=[64, 64], network=network, recipe=plan["recipe"] | recipe))
+    prepared(raw)
+    given = ["--workspace", str(tmp_path / "workspace")]
+
+    assert train(["heads", "0", *given]) == 0
+    assert predict(["-i", str(new), "-o", str(out), "-d", "heads", "-f", "0", *given]) == 0
+    forms.save_nifti(truth / "s0.nii.gz", two_labels(stacks["s0"]), "RAS")  # lies as its image, written otherwise
+    forms.save_nifti(truth / "s1.nii.gz", two_labels(stacks["s1"]), "LPS")
+    for name in ("s2", "s3", "s4", "s5"):
+        (truth / f"{name}.nii.gz").write_bytes((raw / "masks" / f"{name}.nii.gz").read_bytes())
+    assert evaluate(["--pred", str(out), "--truth", str(truth), "--output", str(tmp_path / "scores")]) == 0
+    assert evaluate(["--pred", str(raw / "masks"), "--truth", str(truth), "--output", str(tmp_path / "best")]) == 0
+
+    for path in sorted(new.iterdir()):
+        image, mask = nibabel.load(path), nibabel.load(out / path.name)
+        np.testing.assert_array_equal(mask.affine, image.affine)
+        assert mask.shape == image.shape
+        assert {*np.unique(mask.dataobj)} <= {0, 1, 2}
+        found, true = (np.asarray(volume.dataobj) > 0 for volume in (mask, nibabel.load(raw / "masks" / path.name)))
+        assert found.any()
+        assert (found & true).sum() > 0.8 * found.sum()  # where it is elsewhere they share a twelfth
+    with (tmp_path / "scores" / "scores.csv").open(newline="", encoding="utf-8") as file:
+        rows = [*csv.DictReader(file)]
+    assert [(row["case"], row["label"]) for row in rows] == [(name, label) for name in stacks for label in labels]
+    best = json.loads((tmp_path / "best" / "summary.json").read_text(encoding="utf-8"))["summary"]["labels"]
+    assert [label["all_cases"]["dice"]["mean"] for label in best.values()] == [1, 1]

@@ -1,0 +1,623 @@
+"""Every row of docs/faults.md that is about data, made and given to the command."""
+
+import base64
+import gzip
+import json
+import re
+import shutil
+import struct
+import zlib
+from collections.abc import Callable, Sequence
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import NamedTuple
+
+import nibabel
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+from iaunet.preprocessing.command import main
+
+pytest.importorskip("pydicom")
+
+with pytest.MonkeyPatch.context() as patch:
+    patch.syspath_prepend(str(Path(__file__).parent))
+    forms = import_module("forms")
+
+PAGE = Path(__file__).parents[2] / "docs" / "faults.md"
+SKIP = " (or leave such cases out with --skip_faulty)"
+
+
+class Row(NamedTuple):
+    """A sound data set, what is done to it, and options of the command."""
+
+    write: Callable[[Path], None]
+    spoil: Callable[[Path], object]
+    options: Sequence[str] = ("--verify_only",)
+
+
+def of(write, n_cases=6, size=(24, 32), **options):
+    return lambda root: write(root, forms.boxes(n_cases, size), **options)
+
+
+def nothing(root):
+    root.mkdir()
+
+
+def change(file, function):
+    """Change the pixels of an image file."""
+
+    def spoil(root):
+        pixels = np.asarray(Image.open(root / file))
+        Image.fromarray(function(pixels)).save(root / file)
+
+    return spoil
+
+
+def change_all(folder, function):
+    def spoil(root):
+        for path in (root / folder).iterdir():
+            change(path, function)(root)
+
+    return spoil
+
+
+def change_nifti(file, function):
+    """Change the header and voxels of a NIfTI file."""
+
+    def spoil(root):
+        image = nibabel.load(root / file)
+        nibabel.save(function(np.asarray(image.dataobj), image.affine.copy()), root / file)
+
+    return spoil
+
+
+def shifted(voxels, affine):
+    affine[0, 3] += 7
+    return nibabel.Nifti1Image(voxels, affine)
+
+
+def with_nan(voxels, affine):
+    voxels = voxels.astype(np.float32)
+    voxels[0, 0, 0] = np.nan
+    return nibabel.Nifti1Image(voxels, affine)
+
+
+def write_header(file, offset, form, *values):
+    """Overwrite bytes of a NIfTI header."""
+
+    def spoil(root):
+        data = bytearray(gzip.decompress((root / file).read_bytes()))
+        struct.pack_into(form, data, offset, *values)
+        (root / file).write_bytes(gzip.compress(bytes(data)))
+
+    return spoil
+
+
+def cut(file, share=0.6):
+    """Leave only the first part of a file."""
+
+    def spoil(root):
+        data = (root / file).read_bytes()
+        (root / file).write_bytes(data[: int(len(data) * share)])
+
+    return spoil
+
+
+def text(file, content):
+    return lambda root: (root / file).write_text(content, encoding="utf-8")
+
+
+def remove(file):
+    return lambda root: (root / file).unlink()
+
+
+def both(*spoils):
+    def spoil(root):
+        for each in spoils:
+            each(root)
+
+    return spoil
+
+
+def edit(file, function):
+    return lambda root: forms.edit_json(root / file, function)
+
+
+def bomb(file):
+    """Let the header of a PNG tell of 30000x30000 pixels."""
+
+    def spoil(root):
+        data = (root / file).read_bytes()
+        header = data[12:16] + struct.pack(">II", 30_000, 30_000) + data[24:29]
+        (root / file).write_bytes(data[:12] + header + struct.pack(">I", zlib.crc32(header)) + data[33:])
+
+    return spoil
+
+
+pictures, pictures_12 = of(forms.write_pictures), of(forms.write_pictures, 12, (64, 64))
+volumes, series, pages = (of(write, 4 * forms.SLICES) for write in (forms.write_volumes, forms.write_series, forms.write_tiffs))
+nnunet, per_channel = of(forms.write_nnunet), of(forms.write_nnunet, a_file_a_channel=True)
+labelme, coco, rle = of(forms.write_labelme), of(forms.write_coco), of(forms.write_coco, code="plain")
+compressed = of(forms.write_coco, code="compressed")
+yolo, table = of(forms.write_yolo), of(forms.write_table)
+coloured, named = of(forms.write_coloured, named=False), of(forms.write_coloured)
+palettes, several = of(forms.write_palettes), of(forms.write_several)
+
+
+def save_slice(file, place, series="s0", number=0, **elements):
+    case = forms.boxes(number + 1)[number]
+    return lambda root: forms.save_dicom(root / file, case.grey, place=place, series=series, **elements)
+
+
+def no_image(path, modality):
+    """A DICOM file of this modality without pixels, or a segmentation."""
+    import pydicom
+
+    case = forms.boxes(1)[0]
+    segmentation = {"SOPClassUID": pydicom.uid.SegmentationStorage} if modality == "SEG" else {}
+    forms.save_dicom(path, case.grey, place=9, series=modality, Modality=modality, **segmentation)
+    if not segmentation:
+        dataset = pydicom.dcmread(path)
+        del dataset.PixelData
+        dataset.save_as(path)
+
+
+def to_mhd(root):
+    import SimpleITK
+
+    path = root / "images" / "s1.nii.gz"
+    SimpleITK.WriteImage(SimpleITK.ReadImage(path), path.with_name("s1.mhd"))
+    path.unlink()
+    path.with_name("s1.raw").unlink()
+
+
+def times(path):
+    import tifffile
+
+    tifffile.imwrite(path, np.zeros((2, 3, 24, 32), np.uint8), photometric="minisblack", metadata={"axes": "TZYX"})
+
+
+def retag(folder, function):
+    """Change the DICOM data sets of a folder."""
+
+    def spoil(root):
+        import pydicom
+
+        for path in sorted((root / folder).iterdir()):
+            dataset = pydicom.dcmread(path)
+            function(dataset)
+            dataset.save_as(path)
+
+    return spoil
+
+
+def tilt(dataset):
+    x, y, z = dataset.ImagePositionPatient
+    dataset.ImagePositionPatient = [x, y + z * 0.3, z]
+
+
+def invert_greys(dataset):
+    dataset.PhotometricInterpretation = "MONOCHROME1"
+
+
+def save_pages(file, n_pages, axes):
+    def spoil(root):
+        stack = forms.boxes(n_pages)
+        forms.save_tiff(root / "images" / file, np.stack([case.grey for case in stack]), axes)
+
+    return spoil
+
+
+def to_tiff(file, **options):
+    """Save an image as TIFF instead of PNG."""
+
+    def spoil(root):
+        path = root / file
+        tifffile.imwrite(path.with_suffix(".tif"), np.asarray(Image.open(path)), **options)
+        path.unlink()
+
+    return spoil
+
+
+def cmyk(root):
+    path = root / "images" / "c2.png"
+    Image.open(path).convert("CMYK").save(path.with_suffix(".tif"))
+    path.unlink()
+
+
+def unknown_compression(root):
+    """Say of packed pixels that they are packed in a way nobody knows."""
+    to_tiff("images/c2.png", compression="zlib")(root)
+    path = root / "images" / "c2.tif"
+    with tifffile.TiffFile(path, mode="r+") as file:
+        file.pages[0].tags["Compression"].overwrite(50002)
+
+
+def large_tiff(root):
+    """Let the header of a TIFF file tell of 60000 x 60000 pixels."""
+    to_tiff("images/c2.png")(root)
+    with tifffile.TiffFile(root / "images" / "c2.tif", mode="r+") as file:
+        for tag in ("ImageWidth", "ImageLength"):
+            file.pages[0].tags[tag].overwrite(60_000)
+
+
+def deep_colour(root):
+    for path in sorted((root / "images").iterdir()):
+        deep = np.asarray(Image.open(path)).astype(np.uint16) * 257
+        tifffile.imwrite(path.with_suffix(".tif"), deep, photometric="rgb")
+        path.unlink()
+
+
+def blurred(root):
+    """Smooth a mask's edges, as a viewer does that enlarges it."""
+    path = root / "masks" / "c2.png"
+    image = Image.open(path)
+    image.resize((16, 12), Image.Resampling.BICUBIC).resize(image.size, Image.Resampling.BICUBIC).save(path)
+
+
+def noise():
+    return np.random.default_rng(0).integers(0, 256, (96, 96, 3), dtype=np.uint8)
+
+
+def many_colours(root):
+    colours = np.random.default_rng(0).integers(30, 255, (12, 3), dtype=np.uint8)
+    for number, path in enumerate(sorted((root / "masks").iterdir())):
+        mask = np.asarray(Image.open(path)) > 0
+        forms.save(path, np.where(mask, colours[2 * number], np.uint8(0)))
+        change(path, lambda pixels, number=number: stripe(pixels, colours[2 * number + 1]))(root)
+
+
+def stripe(pixels, colour):
+    pixels = pixels.copy()
+    pixels[0, :] = colour
+    return pixels
+
+
+def other_palette(root):
+    path = root / "masks" / "c2.png"
+    forms.save_palette(path, np.asarray(Image.open(path)), (0, 0, 0, 0, 255, 0))
+
+
+def outline(mask):
+    inside = mask > 0
+    inner = inside.copy()
+    for axis in (0, 1):
+        inner &= np.roll(inside, 1, axis) & np.roll(inside, -1, axis)
+    return np.where(inside & ~inner, mask.max(), mask.dtype.type(0))
+
+
+def two_labels(root):
+    """Another label, a dark bar at the foot of each picture; in one case the two are swapped."""
+    for path in sorted((root / "masks").iterdir()):
+        mask = (np.asarray(Image.open(path)) > 0).astype(np.uint8)
+        mask[-2:] = 2
+        if path.stem == "c3":
+            mask = np.array([0, 2, 1], np.uint8)[mask]
+        forms.save(path, mask)
+        change(root / "images" / path.name, lambda pixels: np.vstack([pixels[:-2], pixels[-2:] * 0]))(root)
+
+
+def test_set(*spoils):
+    """Sound cases of their own in a folder ``test`` beside the data set, and what is done to them."""
+
+    def spoil(root):
+        cases = [forms.Drawn(f"t{case.name}", *parts(case)) for case in forms.boxes(9)[6:]]
+        forms.write_pictures(root.with_name("test"), cases)
+        for each in spoils:
+            each(root)
+
+    return spoil
+
+
+def parts(case):
+    return case.picture, case.mask, case.outline
+
+
+TEST = ("--verify_only", "--test", "{test}")
+
+
+def copied_case(root):
+    for part in ("images", "masks"):
+        shutil.copy(root / part / "c0.png", root.with_name("test") / part / "copy.png")
+
+
+def same_groups(root):
+    """Patients with two pictures each, of whom one is in the test set too."""
+    for part in ("images", "masks"):
+        for path in [*(root / part).iterdir()]:
+            path.rename(path.with_name(f"p{int(path.stem[1:]) // 2}_{path.stem[1:]}.png"))
+        (root.with_name("test") / part / "tc6.png").rename(root.with_name("test") / part / "p0_6.png")
+        (root.with_name("test") / part / "tc7.png").rename(root.with_name("test") / part / "p7_7.png")
+        (root.with_name("test") / part / "tc8.png").rename(root.with_name("test") / part / "p8_8.png")
+
+
+def broken_test_image(root):
+    cut("../test/images/tc7.png")(root)
+
+
+def not_utf8(root):
+    (root / "images" / "c2.png").rename(Path(str(root / "images") + "/c\udce42.png"))
+
+
+def archive(root):
+    (root / "images" / "more.zip").write_bytes(b"PK\3\4")
+    (root / "images" / "notes.txt").write_text("hello", encoding="utf-8")
+
+
+def forbid_writing(root):
+    for folder in (root / "images", root / "masks", root):
+        folder.chmod(0o555)
+
+
+def loop(root):
+    (root / "images" / "again").symlink_to(root / "images")
+
+
+def leave(n):
+    def spoil(root):
+        for path in [*(root / "images").iterdir(), *(root / "masks").iterdir()]:
+            if int(path.stem[1:]) >= n:
+                path.unlink()
+
+    return spoil
+
+
+def labels(*names_and_values, **fields):
+    def function(data):
+        data["labels"] = {"background": 0, **dict(names_and_values)}
+        data.update(fields)
+
+    return edit("dataset.json", function)
+
+
+def first_shape(**fields):
+    return edit("images/c2.json", lambda data: data["shapes"][0].update(fields))
+
+
+def annotation(**fields):
+    return edit("labels.json", lambda data: data["annotations"][0].update(fields))
+
+
+def replace_line(file, number, line):
+    def spoil(root):
+        lines = (root / file).read_text(encoding="utf-8").splitlines()
+        lines[number - 1] = line
+        (root / file).write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+    return spoil
+
+
+def repeat_part(root):
+    path = root / "masks" / "c2" / "1.png"
+    forms.save(path, np.asarray(Image.open(path))[:12])
+
+
+def empty(pixels):
+    return np.zeros_like(pixels)
+
+
+def full(pixels):
+    return np.full_like(pixels, 255)
+
+
+def inverted(pixels):
+    return 255 - pixels
+
+
+def to_ones(pixels):
+    return pixels // 255
+
+
+def from_ones(pixels):
+    return pixels * 255
+
+
+def grey(pixels):
+    return pixels[..., 0]
+
+
+def deep(pixels):
+    return pixels[..., 0].astype(np.uint16)
+
+
+ROWS = {
+    # pictures and masks
+    "an empty folder": Row(nothing, lambda root: None),
+    "a folder that is not there": Row(nothing, Path.rmdir),
+    "images without masks": Row(of(forms.write_images), lambda root: None),
+    "an image without mask": Row(pictures, remove("masks/c2.png")),
+    "a mask without image": Row(pictures, remove("images/c2.png")),
+    "a mask of another size": Row(pictures, change("masks/c3.png", lambda mask: mask[:20])),
+    "a truncated PNG": Row(pictures, cut("images/c2.png")),
+    "a text file named .png": Row(pictures, text("images/c4.png", "hello")),
+    "an empty file": Row(pictures, text("masks/c1.png", "")),
+    "a PNG that promises 30000 x 30000 pixels": Row(pictures, bomb("images/c1.png")),
+    "grey among colours": Row(pictures, change("images/c1.png", grey)),
+    "16 bit among 8 bit": Row(pictures, change("images/c1.png", deep)),
+    "two images of one name": Row(pictures, lambda root: shutil.copy(root / "images/c1.png", root / "images/c1.jpg")),
+    "3 images for 5 folds": Row(pictures, leave(3), ("--dry_run",)),
+    "several faults": Row(pictures, both(cut("images/c2.png"), remove("masks/c4.png"))),
+    "a zip and a text among the images": Row(pictures, archive),
+    "a name that is not UTF-8": Row(pictures, not_utf8),
+    "a link in a circle": Row(pictures, loop),
+    "a folder that may only be read": Row(pictures, forbid_writing),
+    # volumes
+    "a NIfTI file of two volumes": Row(
+        volumes,
+        change_nifti("images/s1.nii.gz", lambda v, a: nibabel.Nifti1Image(np.stack([v, v], axis=3), a)),
+    ),
+    "a voxel that is nan": Row(volumes, change_nifti("images/s1.nii.gz", with_nan)),
+    "a spacing of 0": Row(
+        volumes,
+        both(write_header("images/s1.nii.gz", 80, "<f", 0.0), write_header("images/s1.nii.gz", 252, "<2h", 0, 0)),
+    ),
+    "axes in one plane": Row(volumes, write_header("images/s1.nii.gz", 280, "<4f", 0, 0, 0, 0)),
+    "a header that promises more voxels than there are": Row(
+        volumes, write_header("images/s1.nii.gz", 42, "<3h", 2000, 2000, 2000)
+    ),
+    "a truncated .nii.gz": Row(volumes, cut("images/s1.nii.gz")),
+    "a mask volume of another shape": Row(
+        volumes, change_nifti("masks/s1.nii.gz", lambda v, a: nibabel.Nifti1Image(v[:, :, :4], a))
+    ),
+    "a mask volume elsewhere": Row(volumes, change_nifti("masks/s1.nii.gz", shifted)),
+    "a mask volume with other axes in the same place": Row(
+        volumes,
+        lambda root: forms.save_nifti(root / "masks/s1.nii.gz", forms.truth_of(forms.boxes(10)[5:]), "RAS"),
+    ),
+    "a mask volume of fractions": Row(
+        volumes, change_nifti("masks/s1.nii.gz", lambda v, a: nibabel.Nifti1Image(v * np.float32(0.5), a))
+    ),
+    "an .mhd file without its data": Row(volumes, lambda root: to_mhd(root)),
+    # DICOM
+    "a missing slice": Row(series, remove("images/s1/2.dcm")),
+    "a slice twice": Row(series, lambda root: shutil.copy(root / "images/s1/2.dcm", root / "images/s1/copy.dcm")),
+    "a tilted gantry": Row(series, retag("images/s1", tilt)),
+    "two series in a folder": Row(series, both(*(save_slice(f"images/s1/{n}x.dcm", n, "other") for n in range(2)))),
+    "an RTSTRUCT beside the slices": Row(series, lambda root: no_image(root / "images/s1/rt.dcm", "RTSTRUCT")),
+    "a truncated slice": Row(series, cut("images/s1/2.dcm")),
+    "MONOCHROME1": Row(series, retag("images/s1", invert_greys)),
+    "a DICOM segmentation among the images": Row(series, lambda root: no_image(root / "images/s1/seg.dcm", "SEG")),
+    "a DICOM segmentation among the masks": Row(
+        series, both(remove("masks/s1.nii.gz"), lambda root: no_image(root / "masks/s1.dcm", "SEG"))
+    ),
+    # TIFF
+    "several pages that do not say what they are": Row(pages, save_pages("s1.tif", 5, None)),
+    "the same with --axes ZYX": Row(pages, save_pages("s1.tif", 5, None), ("--verify_only", "--axes", "ZYX")),
+    "pages of several times": Row(pages, lambda root: times(root / "images/s1.tif")),
+    "a truncated TIFF": Row(pages, cut("images/s1.tif")),
+    "CMYK": Row(pictures, cmyk),
+    "a compression nobody knows": Row(pictures, unknown_compression),
+    "colour with 16 bits a channel": Row(pictures, deep_colour),
+    "a TIFF that promises 60000 x 60000 pixels": Row(pictures, large_tiff),
+    # nnU-Net
+    "a missing channel file": Row(per_channel, remove("imagesTr/c2_0001.png")),
+    "a label without image": Row(nnunet, remove("imagesTr/c2_0000.png")),
+    "an image without label": Row(nnunet, remove("labelsTr/c2.png")),
+    "labels with gaps": Row(nnunet, labels(("polyp", 1), ("stalk", 3))),
+    "regions without order": Row(nnunet, labels(("whole", [1, 2]), ("core", 2))),
+    "an ignore label that is not the highest": Row(nnunet, labels(("polyp", 1), ("stalk", 2), ("ignore", 2))),
+    "a value that dataset.json does not name": Row(nnunet, change("labelsTr/c2.png", lambda mask: mask * 2)),
+    "a dataset.json that is no JSON": Row(nnunet, cut("dataset.json")),
+    "a file_ending that no file has": Row(nnunet, edit("dataset.json", lambda data: data.update(file_ending=".tif"))),
+    # annotations
+    "Labelme: drawn on an image of another size": Row(
+        labelme, edit("images/c2.json", lambda data: data.update(imageHeight=48, imageWidth=64))
+    ),
+    "Labelme: a point that is nan": Row(labelme, first_shape(points=[[1, 1], [9, float("nan")], [9, 9]])),
+    "Labelme: an unknown kind of shape": Row(labelme, first_shape(shape_type="spline")),
+    "Labelme: a file that is no JSON": Row(labelme, cut("images/c2.json")),
+    "Labelme: an image without file": Row(labelme, remove("images/c2.json")),
+    "COCO: run lengths of another size": Row(rle, annotation(segmentation={"counts": [5, 5], "size": [24, 32]})),
+    "COCO: damaged compressed run lengths": Row(
+        compressed, annotation(segmentation={"counts": "~~~", "size": [24, 32]})
+    ),
+    "COCO: an annotation of an unknown image": Row(coco, annotation(image_id=99)),
+    "COCO: one id for two images": Row(coco, edit("labels.json", lambda data: data["images"][1].update(id=1))),
+    "COCO: one id for two labels": Row(
+        coco, edit("labels.json", lambda data: data["categories"].append({"id": 1, "name": "stalk"}))
+    ),
+    "COCO: a box without outline": Row(coco, annotation(segmentation=[], bbox=[1, 2, 3, 4])),
+    "COCO: names of no image": Row(
+        coco, edit("labels.json", lambda data: [item.update(file_name="x" + item["file_name"]) for item in data["images"]])
+    ),
+    "YOLO: boxes": Row(yolo, text("labels/c2.txt", "0 0.5 0.5 0.2 0.2\n")),
+    "YOLO: a class without name": Row(yolo, text("labels/c2.txt", "1 0.1 0.1 0.5 0.1 0.5 0.5\n")),
+    "YOLO: pixels instead of shares": Row(yolo, text("labels/c2.txt", "0 10 10 20 10 20 20\n")),
+    "run lengths: beyond the image": Row(table, replace_line("train.csv", 2, "c0,760 20")),
+    "run lengths: a bad number": Row(table, replace_line("train.csv", 2, "c0,7x 20")),
+    "run lengths: a start without length": Row(table, replace_line("train.csv", 2, "c0,7 20 3")),
+    "annotations of two formats": Row(coco, lambda root: forms.write_yolo(root, forms.boxes(6))),
+    "colours: twelve without names": Row(coloured, many_colours),
+    "colours: smoothed edges": Row(named, blurred),
+    "colours: smoothed edges, no names": Row(coloured, blurred),
+    "colours: a palette unlike the others": Row(palettes, other_palette),
+    "colours: a name twice": Row(named, text("labelmap.txt", "polyp:255,0,0::\npolyp:0,255,0::\n")),
+    "several masks: of different sizes": Row(several, repeat_part),
+    "several masks: a broken one": Row(several, cut("masks/c2/1.png")),
+    # masks that seem wrong
+    "255 where the others use 1": Row(
+        pictures_12, both(change_all("masks", to_ones), change("masks/c2.png", from_ones))
+    ),
+    "1 where the others use 255": Row(pictures_12, change("masks/c2.png", to_ones)),
+    "an inverted mask": Row(pictures_12, change("masks/c2.png", inverted)),
+    "all masks inverted": Row(pictures_12, change_all("masks", inverted)),
+    "an outline among filled masks": Row(pictures_12, change("masks/c2.png", outline)),
+    "all masks outlines": Row(pictures_12, change_all("masks", outline)),
+    "labels swapped in one mask": Row(pictures_12, two_labels),
+    "all masks empty": Row(pictures, change_all("masks", empty)),
+    "all masks full": Row(pictures, change_all("masks", full)),
+    "a photograph among the masks": Row(pictures, lambda root: forms.save(root / "masks/c2.png", noise())),
+    # test set
+    "a test image copied from the training data": Row(pictures, test_set(copied_case), TEST),
+    "patients in both": Row(pictures, test_set(same_groups), (*TEST, "--groups", r"(p\d+)_")),
+    "a broken test image": Row(pictures, test_set(broken_test_image), TEST),
+    "a test set without masks": Row(
+        pictures, test_set(lambda root: shutil.rmtree(root.with_name("test") / "masks")), TEST
+    ),
+    "a test set that is not there": Row(pictures, lambda root: None, TEST),
+}
+
+
+UNMENDED = {
+    "an RTSTRUCT beside the slices": "the file that is no slice is not named",
+    "a truncated slice": "the file that is truncated is not named",
+    "a DICOM segmentation among the images": "the file that is no slice is not named",
+    "a DICOM segmentation among the masks": "it is told to be put where it is",
+    "a truncated TIFF": "the page of the check reads it a second time, and Pillow warns",
+    "colours: twelve without names": "the fault is lost where it is one of all masks",
+    "colours: smoothed edges, no names": "the fault is lost where it is one of all masks",
+}
+"""Rows whose answer is not yet the one that the page tells."""
+
+
+def told():
+    """What docs/faults.md says of each input: the answer."""
+    page = PAGE.read_text(encoding="utf-8").partition("## Other commands")[0]
+    rows = re.findall(r"^\| (.+?) \| (.+) \|$", page, re.MULTILINE)
+    return {name: answer.replace(r"\|", "|") for name, answer in rows if name not in ("input", "---")}
+
+
+def pattern(message):
+    """A message of the page, whose dots stand for what differs from machine to machine."""
+    return ".+".join(map(re.escape, message.split("…")))
+
+
+def test_the_page_tells_of_every_row():
+    assert [*told()] == [*ROWS]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.xfail(reason=UNMENDED[name], strict=True)) if name in UNMENDED else name
+        for name in ROWS
+    ],
+)
+def test_the_answer_is_the_one_the_page_tells(name, tmp_path, capsys):
+    row, answer = ROWS[name], told()[name]
+    root, workspace = tmp_path / "data", tmp_path / "workspace"
+    row.write(root)
+    row.spoil(root)
+    options = [option.format(test=tmp_path / "test") for option in row.options]
+    capsys.readouterr()
+
+    code = main([str(root), "--workspace", str(workspace), "--workers", "1", "--width", "1", *options])
+
+    out, err = capsys.readouterr()
+    messages = re.findall(r"`(.+?)`", answer)
+    if answer.startswith("goes on"):
+        assert (code, err) == (0, "")
+        notes = [line.removeprefix("note: ") for line in out.splitlines() if line.startswith("note: ")]
+        assert len(notes) == len(messages)
+        assert all(map(re.fullmatch, map(pattern, messages), notes))
+    else:
+        faults = [line.removeprefix("fault: ") for line in out.splitlines() if line.startswith("fault: ")]
+        lines = [err.removeprefix("error: ").removesuffix("\n").removesuffix(SKIP)] if not faults else faults
+        assert code == 2
+        assert err.count("\n") == 1
+        assert len(lines) == len(messages)
+        assert all(map(re.fullmatch, map(pattern, messages), lines))
