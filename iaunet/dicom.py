@@ -193,12 +193,7 @@ def read_segmentation(path: Path, like: Series) -> tuple[NDArray[np.integer], di
 
 def _belongs(frames: Frames, first: Frames) -> bool:
     """Whether two pictures of one series can be slices of one stack."""
-    return (
-        frames.can_stack
-        and first.can_stack
-        and frames.has_form_of(first)
-        and frames.is_parallel_to(first)
-    )
+    return frames.can_stack and first.can_stack and frames.has_form_of(first) and frames.is_parallel_to(first)
 
 
 def _in_order(stack: Sequence[Frames]) -> list[Frames]:

@@ -149,11 +149,20 @@ def list_images(folder: Path) -> list[Path]:
     return sorted(images, key=lambda path: path.as_posix())
 
 
-def _list_files(folder: Path) -> list[Path]:
+def require_folder(folder: Path) -> None:
+    """Refuse a path that is no folder.
+
+    Raises:
+        DatasetError: It does not exist or is a file.
+    """
     if not folder.exists():
         raise DatasetError(f"{folder} does not exist: check the path")
     if not folder.is_dir():
         raise DatasetError(f"{folder} is a file: give the folder that holds it")
+
+
+def _list_files(folder: Path) -> list[Path]:
+    require_folder(folder)
     found = []
     for parent, folders, files in os.walk(folder, onerror=_refuse_folder):
         folders[:] = [name for name in folders if not name.startswith(".") and name != WORKSPACE_NAME]

@@ -632,4 +632,6 @@ def _damaged(fault: BaseException) -> FileError:
     if isinstance(fault, MemoryError):
         return FileError("needs more memory than there is", "use fewer workers, close other programs, or shrink it")
     reason = str(fault).split("\n")[0].rstrip(".") or type(fault).__name__
+    if isinstance(fault, (LookupError, TypeError, AttributeError)):  # their words are for programmers
+        reason = "its tags contradict each other or end too early"
     return FileError(f"is truncated or damaged ({reason})", "copy it again from its source or remove it")

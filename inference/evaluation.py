@@ -12,7 +12,7 @@ from tqdm import tqdm
 from iaunet.dataset import BINARY_CUT, MaskCoding, Problem, Slicing
 from iaunet.discovery import IMAGE_ENDINGS, MASK_SUFFIXES, composed, list_images, natural_order
 from iaunet.errors import DatasetError, FileError, PredictionError
-from iaunet.grouping import resolve_groups
+from iaunet.grouping import Grouping, resolve_groups
 from iaunet.inference.scores import CaseScore, ScoreSummary, score_masks, summarise_scores, write_scores
 from iaunet.masks import image_stem
 from iaunet.planners.mask_values import judge_masks
@@ -73,12 +73,16 @@ class MaskPair:
 
 @dataclass(frozen=True, kw_only=True)
 class MaskReading:
-    """How the values of predicted and true masks stand for labels, and a line that says so."""
+    """How the values of predicted and true masks stand for labels, and a line that says so.
+
+    ``outputs`` are the labels that each of ``labels`` unites where these are regions, None for one each.
+    """
 
     prediction: MaskCoding
     truth: MaskCoding
     labels: tuple[str, ...]
     understood: str
+    outputs: tuple[tuple[int, ...], ...] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +133,44 @@ def evaluate_folders(
     """
     pairs, problems = pair_masks(predictions, truth)
     grouping = resolve_groups([pair.name for pair in pairs], groups)
-    sound, reading, faults = _read_pairs(pairs, workers)
+    return evaluate_pairs(
+        pairs,
+        grouping,
+        predictions=str(predictions),
+        truth=str(truth),
+        problems=problems,
+        tolerance=tolerance,
+        workers=workers,
+    )
+
+
+def evaluate_pairs(
+    pairs: Sequence[MaskPair],
+    grouping: Grouping,
+    *,
+    predictions: str,
+    truth: str,
+    problems: Sequence[Problem] = (),
+    reading: MaskReading | None = None,
+    tolerance: float = 2.0,
+    workers: int = 1,
+) -> Evaluation:
+    """Score predicted masks on true ones.
+
+    Args:
+        pairs: The masks that belong together.
+        grouping: Which of them share a patient or video.
+        predictions: Where the predicted masks lie, to be told.
+        truth: Where the true ones lie.
+        problems: What is wrong with the pairs already.
+        reading: How their values stand for labels; None to judge it by the masks.
+        tolerance: Tolerance of surface Dice in pixels.
+        workers: Processes at most.
+
+    Raises:
+        PredictionError: None can be scored, or the values of the masks cannot be read.
+    """
+    sound, reading, faults = _read_pairs(pairs, reading, workers)
     in_mm = all(each.spacing_mm for each in sound)  # else all in pixels: they are summed up together
     tasks = [
         _ScoreTask(
@@ -142,8 +183,8 @@ def evaluate_folders(
     ]
     scores = tuple(_in_processes(_score_pair, tasks, workers, "score"))
     return Evaluation(
-        predictions=str(predictions),
-        truth=str(truth),
+        predictions=predictions,
+        truth=truth,
         understood=reading.understood,
         groups_from=grouping.source,
         tolerance=tolerance,
@@ -251,7 +292,9 @@ def _masks_by_name(folder: Path) -> dict[str, Path]:
     return masks
 
 
-def _read_pairs(pairs: Sequence[MaskPair], workers: int) -> tuple[list[_Contents], MaskReading, list[Problem]]:
+def _read_pairs(
+    pairs: Sequence[MaskPair], given: MaskReading | None, workers: int
+) -> tuple[list[_Contents], MaskReading, list[Problem]]:
     """Read all masks for their values: the pairs that can be scored, how to read them, faults of the others."""
     sound: list[_Contents] = []
     faults: list[Problem] = []
@@ -267,7 +310,7 @@ def _read_pairs(pairs: Sequence[MaskPair], workers: int) -> tuple[list[_Contents
     if not sound:
         first = f"{faults[0].file}: {faults[0].what}: {faults[0].mend}"
         raise PredictionError(f"none of the {len(pairs)} pairs of masks can be scored; the first: {first}")
-    return sound, judge_folders(predictions, truth), faults
+    return sound, given or judge_folders(predictions, truth), faults
 
 
 def _in_processes(
@@ -323,6 +366,7 @@ def _score_pair(task: _ScoreTask) -> CaseScore:
         reading.labels,
         task.spacing_mm,
         task.tolerance,
+        reading.outputs,
     )
 
 

@@ -76,6 +76,15 @@ class Outcome:
     pixels: tuple[int, ...] = ()
 
 
+@dataclass(frozen=True)
+class InputCase:
+    """An image to predict: its path below the folder, with and without ending, and the files of its channels."""
+
+    name: str
+    stem: str
+    files: tuple[Path, ...]
+
+
 def describe_model(runs: Sequence[Run], folds: Sequence[str] | None, predictor: Predictor) -> dict[str, Any]:
     """What masks depend on: the weights by hash, and the settings."""
     members = [
@@ -118,6 +127,17 @@ def predict_folder(
     """
     root, found = list_inputs(inputs, output)
     cases = group_channels(root, found, predictor.plan.channel_files)
+    return predict_cases(predictor, model, cases, output, options)
+
+
+def predict_cases(
+    predictor: Predictor,
+    model: Mapping[str, Any],
+    cases: Sequence[InputCase],
+    output: Path,
+    options: FolderOptions,
+) -> list[Outcome]:
+    """Write a mask for each of some images, see `predict_folder`."""
     names = mask_names(cases, [mask_ending(case.files[0], predictor.plan.slicing) for case in cases])
     jobs = dict(zip(cases, names, strict=True))
     with locked(output, "predicting"):
@@ -165,15 +185,6 @@ def list_inputs(inputs: Path, output: Path) -> tuple[Path, list[Path]]:
     if output == root:
         raise PredictionError(f"{output} holds the images themselves: give another folder for the masks")
     return root, images
-
-
-@dataclass(frozen=True)
-class InputCase:
-    """An image to predict: its path below the folder, with and without ending, and the files of its channels."""
-
-    name: str
-    stem: str
-    files: tuple[Path, ...]
 
 
 def group_channels(root: Path, images: Sequence[Path], channel_files: int) -> list[InputCase]:

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from iaunet.console import (
     ALL_DONE,
@@ -16,14 +17,21 @@ from iaunet.console import (
     terminating_like_interrupt,
 )
 
+if TYPE_CHECKING:
+    from iaunet.inference.folder import Outcome
+    from iaunet.planners.plan import Plan
+    from iaunet.preprocessing.held_out import HeldOut
+
 logger = logging.getLogger(__name__)
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command's options."""
     parser = command_parser("iaunet_predict", "Make a mask for each image with the ensemble of a trained run's folds.")
-    parser.add_argument(
-        "-i", "--input", type=Path, required=True, metavar="IN", help="a folder of images, or one image"
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("-i", "--input", type=Path, metavar="IN", help="a folder of images, or one image")
+    what.add_argument(
+        "--test", action="store_true", help="the data set's held-out test set; its masks are scored as well"
     )
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="the folder for the masks")
     parser.add_argument("-d", "--dataset", required=True, metavar="DATASET", help="the data set it was trained on")
@@ -54,7 +62,8 @@ def _run(arguments: argparse.Namespace) -> int:
     workspace = open_workspace(getattr(arguments, "workspace", None), os.environ)
     folder = workspace.find(arguments.dataset)
 
-    from iaunet.inference.folder import FolderOptions, describe_model, list_inputs, predict_folder
+    from iaunet.inference.folder import FolderOptions, describe_model, list_inputs, predict_cases, predict_folder
+    from iaunet.inference.held_out import input_cases, load_held_out
     from iaunet.inference.predictor import Predictor
     from iaunet.inference.runs import choose_folds, choose_runs
 
@@ -63,7 +72,9 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.fast:
         runs = runs[:1]
         folds = folds or [choose_folds(runs[0], None)[0].fold]
-    list_inputs(arguments.input, arguments.output)  # so that a wrong path is told before the networks are loaded
+    held_out = load_held_out(folder) if arguments.test else None
+    if held_out is None:
+        list_inputs(arguments.input, arguments.output)  # so that a wrong path is told before the networks are loaded
     mirroring = False if arguments.no_mirroring or arguments.fast else None
     predictor = Predictor.from_runs(runs, folds, arguments.device, mirroring, arguments.network)
     model = describe_model(runs, folds, predictor)
@@ -77,7 +88,10 @@ def _run(arguments: argparse.Namespace) -> int:
     )
     start = time.perf_counter()
     with terminating_like_interrupt():
-        outcomes = predict_folder(predictor, model, arguments.input, arguments.output, options)
+        if held_out is None:
+            outcomes = predict_folder(predictor, model, arguments.input, arguments.output, options)
+        else:
+            outcomes = predict_cases(predictor, model, input_cases(held_out), arguments.output, options)
     seconds = time.perf_counter() - start
     count = {status: sum(outcome.status == status for outcome in outcomes) for status in ("done", "kept", "failed")}
     logger.info(
@@ -89,6 +103,24 @@ def _run(arguments: argparse.Namespace) -> int:
         count["failed"],
         arguments.output,
     )
+    if held_out is not None:
+        _score(held_out, predictor.plan, arguments.output, outcomes)
     if count["failed"]:
         return SOME_FAILED if count["failed"] < len(outcomes) else CANNOT_BE_DONE
     return ALL_DONE
+
+
+def _score(held_out: "HeldOut", plan: "Plan", output: Path, outcomes: "Sequence[Outcome]") -> None:
+    """Score a predicted test set, and tell why that is too good if something speaks for it."""
+    from iaunet.inference.evaluation import save_evaluation
+    from iaunet.inference.held_out import score_held_out
+    from iaunet.inference.scores import format_table
+    from iaunet.workers import default_workers
+
+    evaluation = score_held_out(held_out, plan, output, outcomes, default_workers())
+    save_evaluation(output, evaluation)
+    for line in format_table(evaluation.summary):
+        logger.info("%s", line)
+    if held_out.leakage:
+        logger.warning("warning    %s", held_out.leakage)
+    logger.info("scores     %s", output)

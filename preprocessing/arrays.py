@@ -10,6 +10,7 @@ import logging
 import math
 import os
 import shutil
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,7 +19,6 @@ from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from iaunet.errors import FileError, PreprocessingError, WorkspaceError
 from iaunet.files import read_mask, write_png
@@ -32,6 +32,9 @@ logger = logging.getLogger(__name__)
 IMAGES, MASKS, INDEX, DONE, TRUTH = "images.npy", "masks.npy", "index.json", "done.npy", "truth"
 WITHOUT_FOREGROUND, WITH_FOREGROUND = 1, 2
 """What stands in `DONE` for a row that is filled; 0 for one that is not."""
+
+PNG_BEGINS = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
+"""What stands in a PNG file before its width and height."""
 
 AGAIN = "run iaunet_plan_and_preprocess {name} again"
 
@@ -158,9 +161,9 @@ def has_truth(folder: Path, case: ArrayCase) -> bool:
     """Whether a case's true mask lies among the arrays; only its header is read."""
     slices, height, width = case.shape
     try:
-        with Image.open(truth_path(folder, case.name), formats=["PNG"]) as image:
-            return image.size == (width, slices * height)
-    except (OSError, SyntaxError, ValueError):
+        with truth_path(folder, case.name).open("rb") as file:
+            return file.read(24) == PNG_BEGINS + struct.pack(">II", width, slices * height)
+    except OSError:
         return False
 
 

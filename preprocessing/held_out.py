@@ -22,8 +22,8 @@ class HeldOut:
     """A held-out test set as it was checked.
 
     ``root`` is its folder, ``sha256`` names the files of each case (image, mask). ``same`` and ``alike`` are pairs of a
-    test case and the training case with equal bytes, or nearly the same picture; ``shared_groups`` are patients or
-    videos with cases on both sides.
+    test case and the training case with equal bytes, or nearly the same picture; ``groups`` is the patient or video
+    of each case, empty if not known, and ``shared_groups`` those with cases on both sides.
     """
 
     root: str
@@ -32,6 +32,7 @@ class HeldOut:
     sha256: dict[str, tuple[str, str | None]]
     same: tuple[tuple[str, str], ...]
     alike: tuple[tuple[str, str], ...]
+    groups: dict[str, str]
     shared_groups: tuple[str, ...]
 
     @property
@@ -76,7 +77,7 @@ def check_held_out(
     hashes = {case.name: (case.image_sha256, case.mask_sha256) for case in read.fingerprint.cases}
     same = _same(reading, hashes)
     alike = [pair for pair in _alike(reading, read) if pair[0] not in {test for test, _ in same}]
-    shared, note = _shared_groups(dataset, [case.name for case in sound])
+    groups, note = _find_groups(dataset, [case.name for case in sound])
     held_out = HeldOut(
         root=str(root),
         understood=understood,
@@ -84,7 +85,8 @@ def check_held_out(
         sha256=hashes,
         same=tuple(same),
         alike=tuple(alike),
-        shared_groups=tuple(shared),
+        groups=groups,
+        shared_groups=tuple(sorted({*groups.values()} & {*dataset.groups.values()})),
     )
     return held_out, [*problems, *note, *_leaks(held_out)]
 
@@ -131,9 +133,10 @@ def _alike(training: Reading, test: Reading) -> list[tuple[str, str]]:
     ]
 
 
-def _shared_groups(dataset: Dataset, test: Sequence[str]) -> tuple[list[str], list[Problem]]:
+def _find_groups(dataset: Dataset, test: Sequence[str]) -> tuple[dict[str, str], list[Problem]]:
+    """The groups of test cases, found as those of the training data were; none if these have none."""
     if not dataset.groups:
-        return [], []
+        return {}, []
     training = [case.name for case in dataset.cases]
     known = set(training)
     try:
@@ -141,8 +144,8 @@ def _shared_groups(dataset: Dataset, test: Sequence[str]) -> tuple[list[str], li
         groups = resolve_groups(names, dataset.source.groups).groups
     except DatasetError as fault:
         what = f"its groups are not known ({fault})"
-        return [], [Problem(level="note", file="test set", what=what, mend="give --groups for its cases too")]
-    return sorted({groups[name] for name in test} & {dataset.groups[name] for name in training}), []
+        return {}, [Problem(level="note", file="test set", what=what, mend="give --groups for its cases too")]
+    return {name: groups[name] for name in test if name in groups}, []
 
 
 def _leaks(held_out: HeldOut) -> list[Problem]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from iaunet.dataset import Case, Dataset, MaskCoding, Problem, Source
+from iaunet.discovery import require_folder
 from iaunet.errors import DatasetError, IaunetError, PlanError, WorkspaceError
 from iaunet.grouping import Grouping, resolve_groups
 from iaunet.planners.fingerprint import Fingerprint, Reading, fingerprint_dataset
@@ -117,6 +118,7 @@ def prepare_dataset(folder: DatasetFolder, source: Source, wish: Preparation) ->
         IaunetError: The raw data have faults (all of them are in problems.csv), a plan or split cannot be made, or
             the disk is full.
     """
+    require_folder(Path(source.root))  # first, or a mistyped path would leave an empty folder in the workspace
     with locked(folder.root, "preparing the data set"):
         remove_leftovers(folder.root)
         layout = understand(source, folder.masks)

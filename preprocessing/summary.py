@@ -61,7 +61,8 @@ def _describe_test_set(prepared: Prepared) -> list[str]:
     held_out = prepared.held_out
     if held_out is None:
         return []
-    lines = [f"test set   {held_out.understood}; read and compared, not planned on"]
+    command = f"iaunet_predict -d {prepared.folder.name} --test -o FOLDER"
+    lines = [f"test set   {held_out.understood}; read and compared, not planned on; when trained: {command}"]
     is_told = prepared.plan is not None  # among its warnings
     return [*lines, *([f"warning    {held_out.leakage}"] if held_out.leakage and not is_told else [])]
 

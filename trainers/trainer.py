@@ -28,8 +28,8 @@ from iaunet.trainers.averaging import WeightAverage
 from iaunet.trainers.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from iaunet.trainers.loader import Batch, Collator, RowDataset, ending_workers, make_loader, start_batches
 from iaunet.trainers.memory import micro_batches
-from iaunet.trainers.progress import Estimate, Metrics, Picture
 from iaunet.trainers.prior import output_shares, start_at_prior
+from iaunet.trainers.progress import Estimate, Metrics, Picture
 from iaunet.trainers.sampling import CaseOrder, EpochSampler, Sample
 from iaunet.trainers.schedules import learning_rate
 from iaunet.weights import load_weights, save_weights

@@ -101,8 +101,10 @@ def test_the_order_of_regions_is_that_of_the_file_and_not_of_the_alphabet(root):
     [
         (
             {"labels": {"background": 0, "a": 1, "b": 4, "ignore": 2}},
-            "dataset.json: labels have the values 0, 1, 4: number them 0, 1, 2, ... without gaps; "
-            "dataset.json: label 'ignore' is 2, other labels go up to 4: make it 5, the highest of all",
+            (
+                "dataset.json: labels have the values 0, 1, 4: number them 0, 1, 2, ... without gaps; "
+                "dataset.json: label 'ignore' is 2, other labels go up to 4: make it 5, the highest of all"
+            ),
         ),
         (
             {"labels": {"background": 0, "a": 1, "b": 3}},
@@ -119,7 +121,10 @@ def test_the_order_of_regions_is_that_of_the_file_and_not_of_the_alphabet(root):
         ),
         (
             {"labels": REGIONS, "regions_class_order": [1, 2, 7]},
-            "dataset.json: regions_class_order is [1, 2, 7] for 3 regions: give one value of the labels for each region",
+            (
+                "dataset.json: regions_class_order is [1, 2, 7] for 3 regions: "
+                "give one value of the labels for each region"
+            ),
         ),
         (
             {"labels": {"background": 0, "all": [0, 1]}, "regions_class_order": [1]},

@@ -2,20 +2,24 @@ import dataclasses
 import json
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from iaunet.errors import PreprocessingError, WorkspaceError
 from iaunet.files import read_mask
 from iaunet.inference.evaluation import evaluate_folders
 from iaunet.inference.predictor import Predictor
-from iaunet.inference.runs import Run
-from iaunet.inference.scores import read_scores, summarise_scores
+from iaunet.inference.runs import FoldFolder, Run
+from iaunet.inference.scores import read_scores, score_masks, summarise_scores
 from iaunet.inference.validation import describe_scores, summarise_run, validate_fold, write_summary
 from iaunet.metrics import METRICS
 from iaunet.planners.folds import load_splits
+from iaunet.planners.plan import load_plan
 from iaunet.preprocessing.arrays import open_arrays
+from iaunet.preprocessing.command import main as prepare_command
 from iaunet.storage import file_digest
 from iaunet.workspace import DatasetFolder
 
@@ -171,3 +175,83 @@ def test_a_model_on_every_case_is_finished_without_scores(run):
 
     assert folder.is_finished
     assert folder.weights_digest() == file_digest(folder.weights)
+
+
+# Volumes ------------------------------------------------------------------------------------------------------------
+
+
+class Bright(torch.nn.Module):
+    """Foreground wherever the normalised intensity is above a level."""
+
+    def forward(self, rows):
+        return (rows[:, :1] - 0.5) * 20
+
+
+@pytest.fixture(scope="module")
+def volumes(tmp_path_factory):
+    """The folder of a prepared dataset: six volumes of 5 slices with a bright box each."""
+    root = tmp_path_factory.mktemp("volumes")
+    for part in ("images", "labels"):
+        (root / "raw" / part).mkdir(parents=True)
+    for number in range(6):
+        mask = np.zeros((40, 36, 5), np.uint8)
+        mask[10 : 20 + number, 8:24, 1:4] = 1
+        image = (mask * 100 + np.random.default_rng(number).integers(0, 30, mask.shape)).astype(np.int16)
+        affine = np.diag([0.8, 0.8, 3.0, 1.0])
+        nib.save(nib.Nifti1Image(image, affine), root / "raw" / "images" / f"v{number}.nii.gz")
+        nib.save(nib.Nifti1Image(mask, affine), root / "raw" / "labels" / f"v{number}.nii.gz")
+    prepare = [str(root / "raw"), "--workspace", str(root / "ws"), "--workers", "1", "--groups", "none"]
+    assert prepare_command([*prepare, "--folds", "3"]) == 0
+    return DatasetFolder(root / "ws" / "raw")
+
+
+@pytest.fixture
+def validate_volumes(volumes, tmp_path):
+    """Validate the first fold: the summary, the fold's folder, the arrays."""
+
+    def validate_volumes(change=lambda arrays: arrays):
+        plan = load_plan(volumes.plan_json)
+        arrays = change(open_arrays(volumes.preprocessed, plan.arrays_digest))
+        names = load_splits(volumes.splits_json).splits[plan.split].folds[0].validation
+        fold = FoldFolder(tmp_path / "fold_0")
+        fold.root.mkdir()
+        fold.weights.write_bytes(b"weights")
+        predictor = Predictor(plan, [Bright()], torch.device("cpu"), mirroring=False)
+        return validate_fold(predictor, fold, volumes.load_dataset(), arrays, names, {}), fold, arrays
+
+    return validate_volumes
+
+
+def test_held_out_volumes_are_predicted_as_wholes_and_scored_in_mm(validate_volumes):
+    summary, fold, arrays = validate_volumes()
+
+    assert (summary.n_cases, summary.distance_unit) == (2, "mm")
+    for score in read_scores(fold.scores_csv):
+        truth, spacing_mm = arrays.truth(score.name), arrays.cases[score.name].spacing_mm
+        labels = read_mask(fold.validation / f"{score.name}.png").reshape(truth.shape)
+        assert truth.shape == (5, 36, 40)
+        assert spacing_mm == pytest.approx((3.0, 0.8, 0.8))
+        [(name, found)] = score.labels.items()
+        assert found == score_masks(score.name, labels, truth, [name], spacing_mm).labels[name]
+        assert found.counts.tp + found.counts.fn == (truth == 1).sum()
+        assert found.metrics["dice"] > 0.9
+    assert json.loads(fold.summary_json.read_text())["scores"]["distance_unit"] == "mm"
+
+
+def test_distances_are_in_pixels_where_any_case_of_the_dataset_tells_no_spacing(volumes, validate_volumes):
+    [stranger, *_] = load_splits(volumes.splits_json).splits["random"].folds[0].train
+
+    def forget(arrays):
+        cases = [
+            dataclasses.replace(case, spacing_mm=None) if case.name == stranger else case for case in arrays.index.cases
+        ]
+        return dataclasses.replace(arrays, index=dataclasses.replace(arrays.index, cases=tuple(cases)))
+
+    summary, fold, arrays = validate_volumes(forget)
+
+    assert summary.distance_unit == "px"
+    for score in read_scores(fold.scores_csv):
+        truth = arrays.truth(score.name)
+        labels = read_mask(fold.validation / f"{score.name}.png").reshape(truth.shape)
+        [(name, found)] = score.labels.items()
+        assert found == score_masks(score.name, labels, truth, [name]).labels[name]

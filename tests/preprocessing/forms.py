@@ -3,13 +3,13 @@
 import base64
 import io
 import json
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -319,10 +319,9 @@ def save_dicom(path: Path, pixels: NDArray[np.uint8], place: float, series: str,
         series: Told apart by this text.
         elements: Further elements by their keyword, written last.
     """
-    from pydicom import uid
-    from pydicom.dataset import FileDataset, FileMetaDataset
-
-    meta = FileMetaDataset()
+    pydicom = pytest.importorskip("pydicom")
+    uid = pydicom.uid
+    meta = pydicom.dataset.FileMetaDataset()
     meta.TransferSyntaxUID = uid.ExplicitVRLittleEndian
     meta.MediaStorageSOPClassUID = uid.MRImageStorage
     meta.MediaStorageSOPInstanceUID = uid.generate_uid(entropy_srcs=[series, str(place), path.name])
@@ -350,7 +349,7 @@ def save_dicom(path: Path, pixels: NDArray[np.uint8], place: float, series: str,
         "PixelData": pixels.tobytes() + b"\0" * (pixels.size % 2),
         **elements,
     }
-    dataset = FileDataset(path, {}, file_meta=meta, preamble=bytes(128))
+    dataset = pydicom.dataset.FileDataset(path, {}, file_meta=meta, preamble=bytes(128))
     for keyword, value in values.items():
         setattr(dataset, keyword, value)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -372,11 +371,3 @@ def write_instances(root: Path, cases: Cases) -> None:
     for case in cases:
         components, _ = ndimage.label(case.mask, np.ones((3, 3)))
         save(root / "masks" / f"{case.name}.png", components.astype(np.uint8))
-
-
-def angle_affine(degrees: float) -> NDArray[np.float64]:
-    """`affine` turned about the axis from head to feet."""
-    turn = np.eye(4)
-    cosine, sine = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
-    turn[:2, :2] = [[cosine, -sine], [sine, cosine]]
-    return np.asarray(turn @ affine(), np.float64)

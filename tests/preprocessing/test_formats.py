@@ -201,6 +201,13 @@ def two_labels(stack):
     return labels
 
 
+def make_small(plan):
+    """Plan for a narrow network, a small input and two epochs."""
+    plan["input_size"] = [64, 64]
+    plan["network"] = {"name": "unet", "width": 4, "depth": 3}
+    plan["recipe"] |= {"epochs": 2, "batch_size": 4, "lr": 0.02}
+
+
 def test_volumes_of_two_orientations_and_two_labels_go_all_the_way(tmp_path, prepared):
     raw, new, out, truth = (tmp_path / name for name in ("heads", "new", "out", "truth"))
     stacks = forms.stacked(forms.boxes(6 * forms.SLICES, (40, 48)))
@@ -216,7 +223,9 @@ def test_volumes_of_two_orientations_and_two_labels_go_all_the_way(tmp_path, pre
         np.testing.assert_array_equal(arrays.truth(name), two_labels(stack)[::-1])
     plan = tmp_path / "workspace" / "heads" / "plan.json"
     network, recipe = {"name": "unet", "width": 4, "depth": 3}, {"epochs": 2, "batch_size": 4, "lr": 0.02}
-    forms.edit_json(plan, lambda plan: plan.update(input_size=[64, 64], network=network, recipe=plan["recipe"] | recipe))
+    forms.edit_json(
+        plan, lambda plan: plan.update(input_size=[64, 64], network=network, recipe=plan["recipe"] | recipe)
+    )
     prepared(raw)
     given = ["--workspace", str(tmp_path / "workspace")]
 

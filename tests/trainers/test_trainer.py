@@ -1,9 +1,11 @@
 import csv
 import dataclasses
+import json
 import logging
 import math
 import shutil
 import signal
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +19,9 @@ from iaunet.inference.runs import FoldFolder
 from iaunet.loss import bce_dice_loss
 from iaunet.planners.folds import load_splits
 from iaunet.planners.plan import NetworkPlan, build_planned_network, load_plan
+from iaunet.preprocessing.command import main as prepare
 from iaunet.trainers.checkpoint import load_checkpoint
-from iaunet.trainers.loader import start_batches
+from iaunet.trainers.loader import Batch, start_batches
 from iaunet.trainers.trainer import FoldSetup, Trainer, dice_per_image, library_versions
 from iaunet.weights import load_weights, save_weights
 from iaunet.workspace import DatasetFolder
@@ -180,6 +183,57 @@ def test_validation_is_loss_and_dice_of_the_held_out_rows_under_the_average(setu
     dices = dice_per_image(logits.sigmoid() >= 0.5, truth)
     assert float(last["validation_loss"]) == pytest.approx(float(bce_dice_loss(logits, truth.float()).loss), rel=1e-4)
     assert float(last["validation_dice"]) == pytest.approx(float(dices.mean()), rel=1e-4)
+
+
+@pytest.fixture
+def tiled(workspace, setup):
+    """One epoch of the toy dataset cut into nine tiles of 32x32 px an image, two draws a case."""
+    dataset = DatasetFolder(workspace / "toy")
+    plan = json.loads(dataset.plan_json.read_text(encoding="utf-8"))
+    plan |= {"input_mode": "tiles", "input_size": [32, 32], "tile_scale": 1.0}
+    plan["recipe"] |= {"draws_a_case": 2}
+    dataset.plan_json.write_text(json.dumps(plan), encoding="utf-8")
+    raw = dataset.load_dataset().source.root
+    assert prepare([raw, "--workspace", str(workspace), "--workers", "1", "--groups", "none", "--folds", "3"]) == 0
+    return dataclasses.replace(setup, plan=load_plan(dataset.plan_json), preprocessed=dataset.preprocessed, epochs=1)
+
+
+def test_an_epoch_of_tiled_images_draws_rows_of_each_case_and_looks_at_a_few_held_out_ones(tiled):
+    trainer = Trainer(tiled)
+    trainer.build()
+    cases = [row.case for row in trainer.arrays.index.rows]
+    assert len(cases) == 18 * 9
+
+    assert trainer.sampler.order.steps == 6  # 12 cases, twice, four a step
+    drawn = [sample for step in range(6) for sample in trainer.sampler.order.batch(0, step)]
+    assert Counter(cases[sample.row] for sample in drawn) == dict.fromkeys(tiled.train, 2)
+    shown = trainer.validation_rows
+    assert {cases[row] for row in shown} == {*tiled.validation}
+    assert all(1 <= n <= 4 for n in Counter(cases[row] for row in shown).values())
+    assert trainer.arrays.foreground[shown].all()
+    trainer.fit()
+    [row] = rows_of(tiled)
+    assert 0 < float(row["validation_dice"]) <= 1
+
+
+def test_a_step_does_not_depend_on_the_targets_of_ignored_pixels(setup):
+    rng = np.random.default_rng(0)
+    images = torch.from_numpy(rng.normal(size=(4, 3, 64, 64))).float()
+    targets = torch.from_numpy(rng.integers(0, 2, (4, 1, 64, 64))).float()
+    valid = torch.from_numpy(rng.integers(0, 2, (4, 1, 64, 64))).float()
+    states = []
+    for elsewhere_is in (0.0, 1.0):
+        trainer = Trainer(setup)
+        trainer.build()
+        batch = Batch(images, torch.where(valid > 0, targets, elsewhere_is), (0, 1, 2, 3), valid)
+        trainer.train_step(batch)
+        states.append({name: tensor.clone() for name, tensor in trainer.network.state_dict().items()})
+
+    assert same_state(*states)
+    trainer = Trainer(setup)
+    trainer.build()
+    trainer.train_step(Batch(images, targets, (0, 1, 2, 3)))
+    assert not same_state(states[0], trainer.network.state_dict())
 
 
 def test_nothing_held_out_leaves_validation_undefined(setup, caplog):
