@@ -13,6 +13,7 @@ from iaunet.dataset import BINARY_CUT, MaskCoding, Problem, Slicing
 from iaunet.discovery import IMAGE_ENDINGS, MASK_SUFFIXES, composed, list_images, natural_order
 from iaunet.errors import DatasetError, FileError, PredictionError
 from iaunet.grouping import Grouping, resolve_groups
+from iaunet.inference.output import OVERLAYS, PROBABILITIES, RECORD, SEGMENTATIONS
 from iaunet.inference.scores import CaseScore, ScoreSummary, score_masks, summarise_scores, write_scores
 from iaunet.masks import image_stem
 from iaunet.planners.mask_values import judge_masks
@@ -275,9 +276,15 @@ def judge_folders(predictions: Mapping[int, int], truth: Mapping[int, int]) -> M
 
 
 def _masks_by_name(folder: Path) -> dict[str, Path]:
-    """The masks below a folder by their names; those of one stem go by their names with ending instead."""
+    """The masks below a folder by their names; those of one stem go by their names with ending instead.
+
+    What predictions write beside their masks is left out.
+    """
     by_stem = defaultdict(list)
+    beside = (OVERLAYS, PROBABILITIES, SEGMENTATIONS) if (folder / RECORD).exists() else ()
     for path in list_images(folder):
+        if path.relative_to(folder).parts[0] in beside:
+            continue
         stem = composed((path.parent.relative_to(folder) / image_stem(path)).as_posix())
         by_stem[_MASK_SUFFIX.sub("", stem)].append(path)
     masks: dict[str, Path] = {}

@@ -21,6 +21,7 @@ from iaunet.errors import FileError, IaunetError, PredictionError
 from iaunet.files import is_image_file, write_png
 from iaunet.inference.dicom_seg import read_model, write_segmentation
 from iaunet.inference.mosaic import Prediction
+from iaunet.inference.output import OVERLAYS, PROBABILITIES, RECORD, SEGMENTATIONS, TABLE
 from iaunet.inference.overlay import draw_stack_overlay
 from iaunet.inference.predictor import Predictor
 from iaunet.inference.runs import Run, choose_folds
@@ -44,7 +45,6 @@ from iaunet.workspace import locked
 
 logger = logging.getLogger(__name__)
 
-RECORD, TABLE = "predictions.json", "predictions.csv"
 
 STRIP = 256
 """Rows of a picture that are counted at once."""
@@ -303,16 +303,16 @@ class _Work:
         """The DICOM segmentation of a DICOM image, if it is wished."""
         if not self.options.dicom_seg or not is_volume(case.files[0]) or is_volume_file(case.files[0]):
             return []
-        mask = self.output / "dicom_seg" / self.jobs[case]
+        mask = self.output / SEGMENTATIONS / self.jobs[case]
         return [mask.with_name(f"{image_stem(mask)}.dcm")]
 
     def _overlay(self, case: InputCase) -> Path:
-        mask = self.output / "overlays" / self.jobs[case]
+        mask = self.output / OVERLAYS / self.jobs[case]
         return mask.with_name(f"{image_stem(mask)}.png")
 
     def _probabilities(self, case: InputCase) -> list[Path]:
         """A file an output: 16-bit PNG or TIFF, 0 for impossible and 65535 for certain; float32 for volumes."""
-        mask = self.output / "probabilities" / self.jobs[case]
+        mask = self.output / PROBABILITIES / self.jobs[case]
         labels = self.plan.labels
         if len(labels) == 1:
             return [mask]

@@ -39,18 +39,18 @@ class _Join:
 
 @dataclass(eq=False)
 class _Remarks:
-    """What is told once for all images: how much of it, and where first."""
+    """What is told once for all images: how much of it, and where first: the case and the file of its annotations."""
 
     amounts: Counter[str] = field(default_factory=Counter)
     images: Counter[str] = field(default_factory=Counter)
-    first: dict[str, str] = field(default_factory=dict)
+    first: dict[str, tuple[str, str]] = field(default_factory=dict)
 
-    def add(self, kind: str, amount: int, case: str) -> None:
+    def add(self, kind: str, amount: int, case: str, file: str) -> None:
         """Count something of one image."""
         if amount:
             self.amounts[kind] += amount
             self.images[kind] += 1
-            self.first.setdefault(kind, case)
+            self.first.setdefault(kind, (case, file))
 
 
 def convert(found: Found, images: Mapping[str, Path], folder: Path) -> Converted:
@@ -93,7 +93,7 @@ def convert(found: Found, images: Mapping[str, Path], folder: Path) -> Converted
             *_join_problems(found, join, images),
             *_label_notes(found, spelling, labels),
             *faults,
-            *_remark_notes(remarks, _first_file(found)),
+            *_remark_notes(remarks),
         ),
         understood=(
             f"{len(masks)} masks drawn from {found.format} ({_some_files(found)}): {n_shapes} shapes of {_some(labels)}"
@@ -128,9 +128,9 @@ def _draw_case(
             write_png(path, drawing.pixels, f"{made_from} {painted_over} {vanished}")
     except FileError as fault:
         return fault
-    remarks.add("overlap", painted_over, case)
-    remarks.add("vanished", vanished, case)
-    remarks.add("outside", sum(_is_far_outside(shape, size) for shape in shapes), case)
+    n_outside = sum(_is_far_outside(shape, size) for shape in shapes)
+    for kind, amount in {"overlap": painted_over, "vanished": vanished, "outside": n_outside}.items():
+        remarks.add(kind, amount, case, parts[0].file)
     return None
 
 
@@ -273,7 +273,7 @@ def _label_notes(found: Found, spelling: Mapping[str, str], labels: Sequence[str
         yield Problem(level="note", file=file, what=what, mend="draw them if they are meant")
 
 
-def _remark_notes(remarks: _Remarks, file: str) -> Iterator[Problem]:
+def _remark_notes(remarks: _Remarks) -> Iterator[Problem]:
     texts = {
         "overlap": ("pixels lie in shapes of different labels", "the later shape counts: order them, or redraw"),
         "vanished": ("shapes cover no pixel", "check that they belong to these images"),
@@ -281,7 +281,8 @@ def _remark_notes(remarks: _Remarks, file: str) -> Iterator[Problem]:
     }
     for kind, (what, mend) in texts.items():
         if remarks.amounts[kind]:
-            where = f"in {remarks.images[kind]} images, first {remarks.first[kind]}"
+            case, file = remarks.first[kind]
+            where = f"in {remarks.images[kind]} images, first {case}"
             yield Problem(level="note", file=file, what=f"{remarks.amounts[kind]} {what} ({where})", mend=mend)
 
 

@@ -10,6 +10,7 @@ import tifffile
 from PIL import Image
 
 from iaunet.errors import DatasetError, PredictionError
+from iaunet.files import write_png
 from iaunet.inference.evaluate_command import main
 from iaunet.inference.evaluation import evaluate_folders, judge_folders, pair_masks, save_evaluation
 from iaunet.inference.scores import read_scores
@@ -462,3 +463,16 @@ def test_help_imports_nothing_heavy():
 
     assert result.stdout.splitlines()[-1] == "set()"
     assert "--workspace" not in result.stdout
+
+
+def test_what_a_prediction_writes_beside_its_masks_is_no_mask(tmp_path):
+    truth, predictions = tmp_path / "truth", tmp_path / "predictions"
+    for folder in (truth, predictions, predictions / "overlays", predictions / "probabilities"):
+        folder.mkdir(parents=True)
+        write_png(folder / "a.png", np.eye(8, dtype=np.uint8) * 255)
+    (predictions / "predictions.json").write_text("{}")
+
+    pairs, problems = pair_masks(predictions, truth)
+
+    assert [pair.prediction for pair in pairs] == [predictions / "a.png"]
+    assert not problems

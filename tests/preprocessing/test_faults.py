@@ -6,6 +6,7 @@ import shutil
 import struct
 import zlib
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +14,7 @@ from typing import NamedTuple
 import nibabel
 import numpy as np
 import pytest
+import SimpleITK
 import tifffile
 from PIL import Image
 
@@ -163,13 +165,14 @@ def no_image(path, modality):
         dataset.save_as(path)
 
 
-def to_mhd(root):
-    import SimpleITK
-
+def to_itk(root, ending):
+    """Save a volume in another format."""
     path = root / "images" / "s1.nii.gz"
-    SimpleITK.WriteImage(SimpleITK.ReadImage(path), path.with_name("s1.mhd"))
+    image = nibabel.load(path)
+    volume = SimpleITK.GetImageFromArray(np.asarray(image.dataobj).transpose(2, 1, 0))
+    volume.SetSpacing(forms.SPACING_MM[::-1])
+    SimpleITK.WriteImage(volume, path.with_name(f"s1{ending}"))
     path.unlink()
-    path.with_name("s1.raw").unlink()
 
 
 def times(path):
@@ -396,6 +399,39 @@ def repeat_part(root):
     forms.save(path, np.asarray(Image.open(path))[:12])
 
 
+def with_alpha(pixels):
+    return np.dstack([pixels, np.arange(pixels[..., 0].size, dtype=np.uint32).reshape(pixels.shape[:2]) % 256]).astype(
+        np.uint8
+    )
+
+
+def bars(mask, n):
+    """Values 1 to n from left to right in the foot of the picture, 0 above."""
+    values = np.zeros_like(mask)
+    values[12:] = 1 + np.arange(mask.shape[1]) * n // mask.shape[1]
+    return values
+
+
+def numbered(root):
+    """One to three boxes a mask, with a value each."""
+    for number, path in enumerate(sorted((root / "masks").iterdir())):
+        mask = np.zeros((24, 32), np.uint8)
+        for value in range(1, 2 + number % 3):
+            mask[4:12, 10 * value - 8 : 10 * value - 2] = value
+        forms.save(path, mask)
+
+
+def to_jpeg(root):
+    for path in sorted((root / "masks").iterdir()):
+        Image.open(path).save(path.with_suffix(".jpg"), quality=90)
+        path.unlink()
+
+
+def groups(root, n):
+    rows = [f"c{number},p{number}" for number in range(n)]
+    root.with_name("groups.csv").write_text("\n".join(["case,group", *rows]), encoding="utf-8")
+
+
 def empty(pixels):
     return np.zeros_like(pixels)
 
@@ -437,6 +473,7 @@ ROWS = {
     "an empty file": Row(pictures, text("masks/c1.png", "")),
     "a PNG that promises 30000 x 30000 pixels": Row(pictures, bomb("images/c1.png")),
     "grey among colours": Row(pictures, change("images/c1.png", grey)),
+    "an image that is transparent": Row(pictures, change("images/c1.png", with_alpha)),
     "16 bit among 8 bit": Row(pictures, change("images/c1.png", deep)),
     "two images of one name": Row(pictures, lambda root: shutil.copy(root / "images/c1.png", root / "images/c1.jpg")),
     "3 images for 5 folds": Row(pictures, leave(3), ("--dry_run",)),
@@ -471,7 +508,9 @@ ROWS = {
     "a mask volume of fractions": Row(
         volumes, change_nifti("masks/s1.nii.gz", lambda v, a: nibabel.Nifti1Image(v * np.float32(0.5), a))
     ),
-    "an .mhd file without its data": Row(volumes, lambda root: to_mhd(root)),
+    "a truncated .mha": Row(volumes, both(partial(to_itk, ending=".mha"), cut("images/s1.mha"))),
+    "a truncated .nrrd": Row(volumes, both(partial(to_itk, ending=".nrrd"), cut("images/s1.nrrd"))),
+    "an .mhd file without its data": Row(volumes, both(partial(to_itk, ending=".mhd"), remove("images/s1.raw"))),
     # DICOM
     "a missing slice": Row(series, remove("images/s1/2.dcm")),
     "a slice twice": Row(series, lambda root: shutil.copy(root / "images/s1/2.dcm", root / "images/s1/copy.dcm")),
@@ -506,6 +545,7 @@ ROWS = {
     ),
     "Labelme: a point that is nan": Row(labelme, first_shape(points=[[1, 1], [9, float("nan")], [9, 9]])),
     "Labelme: an unknown kind of shape": Row(labelme, first_shape(shape_type="spline")),
+    "Labelme: a shape beside the image": Row(labelme, first_shape(points=[[40, 5], [50, 5], [50, 15]])),
     "Labelme: a file that is no JSON": Row(labelme, cut("images/c2.json")),
     "Labelme: an image without file": Row(labelme, remove("images/c2.json")),
     "COCO: run lengths of another size": Row(rle, annotation(segmentation={"counts": [5, 5], "size": [24, 32]})),
@@ -548,8 +588,16 @@ ROWS = {
     "labels swapped in one mask": Row(pictures_12, two_labels),
     "all masks empty": Row(pictures, change_all("masks", empty)),
     "all masks full": Row(pictures, change_all("masks", full)),
+    "masks saved as JPEG": Row(pictures_12, to_jpeg),
+    "values that number components": Row(pictures, numbered),
+    "nine labels without names": Row(pictures, change_all("masks", lambda mask: bars(mask, 9))),
+    "masks of any grey": Row(pictures, change_all("masks", lambda mask: bars(mask, 24) * np.uint8(10))),
     "a photograph among the masks": Row(pictures, lambda root: forms.save(root / "masks/c2.png", noise())),
-    # test set
+    # groups and test set
+    "a table of groups that lacks a case": Row(
+        pictures, lambda root: groups(root, 5), ("--verify_only", "--groups", "{groups}")
+    ),
+    "an expression that names no group": Row(pictures, lambda root: None, ("--verify_only", "--groups", r"p(\d+)_")),
     "a test image copied from the training data": Row(pictures, held_out(copied_case), TEST),
     "patients in both": Row(pictures, held_out(same_groups), (*TEST, "--groups", r"(p\d+)_")),
     "a broken test image": Row(pictures, held_out(broken_test_image), TEST),
@@ -599,7 +647,7 @@ def test_the_answer_is_the_one_the_page_tells(name, tmp_path, capsys):
     root, workspace = tmp_path / "data", tmp_path / "workspace"
     row.write(root)
     row.spoil(root)
-    options = [option.format(test=tmp_path / "test") for option in row.options]
+    options = [option.format(test=tmp_path / "test", groups=tmp_path / "groups.csv") for option in row.options]
     capsys.readouterr()
 
     code = main([str(root), "--workspace", str(workspace), "--workers", "1", "--width", "1", *options])

@@ -178,7 +178,7 @@ def test_a_turned_photograph_gets_a_mask_as_it_is_displayed(converting, add_imag
 def test_what_drawing_tells_is_told_again_when_the_mask_is_kept(converting):
     parts = [
         annotated("a", ("x", box(0, 0, 4, 4)), ("y", box(2, 2, 6, 6)), ("x", Circle(3.0, 3.0, 0.1))),
-        annotated("b", ("x", box(0, 0, 20, 3)), ("y", box(0, 0, 10.5, 1)), size=(8, 10)),
+        annotated("b", ("x", box(0, 0, 20, 3)), ("y", box(0, 0, 10.5, 1)), size=(8, 10), file="b.json"),
     ]
 
     first = converting(*parts, cases=("a", "b"))
@@ -190,6 +190,7 @@ def test_what_drawing_tells_is_told_again_when_the_mask_is_kept(converting):
         "1 shapes cover no pixel (in 1 images, first a)",
         "1 shapes reach far outside the image and are cut (in 1 images, first b)",
     ]
+    assert [problem.file for problem in first.problems if problem.level == "note"] == ["labels.json"] * 2 + ["b.json"]
     assert second == first
     assert [path.stat().st_mtime_ns for path in second.masks.values()] == times
 
