@@ -4,6 +4,7 @@ Slices are put in order by their positions in space, never by names or instance 
 measured: rescaled, without window and level.
 """
 
+import dataclasses
 import itertools
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -76,17 +77,20 @@ def find_series(files: Sequence[Path]) -> list[Series]:
     """Group the DICOM files of one folder; only headers are read.
 
     Slices belong together when they share series, orientation and size. Multi-frame files, pictures without a
-    position and files that cannot be read are series of their own: `read_series` says what is wrong with the latter.
+    position and files that cannot be read are series of their own; but where all others are the slices of one series,
+    those that cannot be read belong to it. In either case `read_series` says what is wrong with them.
 
     Returns:
         The series in the order of their first files as given.
     """
     groups: dict[str, list[tuple[int, list[Frames]]]] = defaultdict(list)  # by series: place in the result, slices
     series: list[Series] = []
+    unreadable: list[Path] = []
     for path in files:
         try:
             frames = read_frames(path)
         except FileError:
+            unreadable.append(path)
             series.append(Series("", "", (path,)))
             continue
         of_series = groups[frames.header.text(_SERIES_UID)]
@@ -100,6 +104,9 @@ def find_series(files: Sequence[Path]) -> list[Series]:
         first = stack[0].header
         paths = tuple(frames.header.path for frames in _in_order(stack))
         series[place] = Series(first.text(_SERIES_UID), first.text(_DESCRIPTION), paths)
+    stacks = [each for each in series if each.files[0] not in unreadable]
+    if len(stacks) == 1 and len(stacks[0].files) > 1:
+        return [dataclasses.replace(stacks[0], files=(*stacks[0].files, *unreadable))]
     return series
 
 

@@ -31,6 +31,7 @@ from iaunet.preprocessing.check_pictures import (
     draw_row,
 )
 from iaunet.records import to_json
+from iaunet.stacks import is_volume
 from iaunet.storage import write_text
 from iaunet.workspace import DatasetFolder
 
@@ -275,9 +276,9 @@ def _say_place(arrays: Arrays, row: int, rows: Sequence[int]) -> tuple[str, ...]
 
 
 def _file_tasks(case: Case, dataset: Dataset) -> list[FileTask]:
-    tasks = [FileTask(dataset.path(file), "image", f"image of {case.name}") for file in case.images]
+    tasks = [FileTask(dataset.path(file), "image", f"image of {case.name}", dataset.slicing) for file in case.images]
     if case.mask is not None:
-        tasks.append(FileTask(dataset.path(case.mask), "mask", f"mask of {case.name}"))
+        tasks.append(FileTask(dataset.path(case.mask), "mask", f"mask of {case.name}", dataset.slicing))
     return tasks
 
 
@@ -597,10 +598,10 @@ class _Files:
         if case is not None:
             return _file_tasks(case, self._dataset)
         path = self._dataset.path(problem.file)
-        if not is_image_file(path):
+        if not (is_image_file(path) or is_volume(path)):
             return []
         role: Role = "mask" if problem.what.startswith(("mask ", "is a second mask")) else "image"
-        return [FileTask(path, role, f"{role} {problem.file}")]
+        return [FileTask(path, role, f"{role} {problem.file}", self._dataset.slicing)]
 
 
 def _count(n: int, one: str, many: str = "") -> str:

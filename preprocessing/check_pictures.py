@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from iaunet.contours import find_contour, label_colour
-from iaunet.dataset import IGNORED
+from iaunet.dataset import DEFAULT_SLICING, IGNORED, Slicing
 from iaunet.errors import FileError
-from iaunet.files import read_image, read_mask
+from iaunet.stacks import read_mask_stack, read_stack
 from iaunet.workers import map_in_processes
 
 ROW_SIDE, FILE_SIDE = 256, 320
@@ -56,11 +56,12 @@ class Picture:
 
 @dataclass(frozen=True)
 class FileTask:
-    """A raw file to show, as an image or as a mask; ``alt`` is its alternative text."""
+    """A raw file to show as an image or as a mask: ``alt`` is its alternative text, ``slicing`` how volumes are cut."""
 
     path: Path
     role: Role
     alt: str
+    slicing: Slicing = DEFAULT_SLICING
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,26 +121,35 @@ def _draw_file(task: FileTask) -> Picture:
 
 
 def _draw_image(task: FileTask) -> Picture:
-    pixels = read_image(task.path).pixels
+    stack = read_stack((task.path,), task.slicing)
+    middle = stack.shape[0] // 2
+    pixels = stack.pixels[:, middle]
     step = _step(pixels.shape[1:])
     sampled = pixels[:, ::step, ::step]
     eight_bits = sampled if sampled.dtype == np.uint8 else Window.of([sampled]).apply(sampled)
     picture = _shrink(Image.fromarray(_arrange(eight_bits)), FILE_SIDE)
-    says = f"image {_by(pixels.shape[1:])}, {pixels.dtype}"
+    says = f"image {_by(pixels.shape[1:])}, {pixels.dtype}{_slice(middle, stack.shape[0])}"
     return Picture(alt=task.alt, source=_jpeg(picture), size=(picture.height, picture.width), says=says)
 
 
 def _draw_mask(task: FileTask) -> Picture:
     """Its values as shades of grey, the largest white: 0 and 1 would both be black."""
-    values = read_mask(task.path)
-    found = np.unique(values)
+    slices = read_mask_stack(task.path, task.slicing).values
+    found = np.unique(slices)
+    fullest = int(np.argmax(np.count_nonzero(slices, axis=(1, 2))))
+    values = slices[fullest]
     rows, columns = (range(0, length, _step(values.shape)) for length in values.shape)
     largest = np.maximum.reduceat(np.maximum.reduceat(values, rows, axis=0), columns, axis=1)
     grey = largest.clip(0).astype(np.float32) * (255 / max(1, int(found[-1])))
     picture = _shrink(Image.fromarray(np.rint(grey).astype(np.uint8)), FILE_SIDE)
     more = ", ..." if len(found) > MOST_VALUES_NAMED else ""
-    says = f"mask {_by(values.shape)}, values {', '.join(map(str, found[:MOST_VALUES_NAMED]))}{more}"
+    named = ", ".join(map(str, found[:MOST_VALUES_NAMED]))
+    says = f"mask {_by(values.shape)}, values {named}{more}{_slice(fullest, len(slices))}"
     return Picture(alt=task.alt, source=_png(picture), size=(picture.height, picture.width), says=says)
+
+
+def _slice(number: int, n_slices: int) -> str:
+    return f", slice {number} of {n_slices}" if n_slices > 1 else ""
 
 
 def _step(size: Sequence[int]) -> int:

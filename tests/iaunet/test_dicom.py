@@ -480,6 +480,18 @@ def test_series_of_one_folder_are_told_apart(tmp_path):
     assert [series.uid for series in found] == ["1.5", "", "1.5", "1.5", "1.6", "1.6", "1.7", "1.7"]
 
 
+def test_a_file_among_the_slices_of_one_series_that_cannot_be_read_is_named(tmp_path):
+    slices = write_slices(tmp_path, [0, 1, 2])
+    broken = tmp_path / "broken.dcm"
+    broken.write_bytes(b"nothing")
+
+    (found,) = find_series([broken, *slices])
+
+    assert found.files == (*slices, broken)
+    with pytest.raises(FileError, match="is no DICOM file, whatever its name says: remove it or export it again"):
+        read_series_header(found.files)
+
+
 @pytest.mark.parametrize(
     ("offsets", "message"),
     [

@@ -6,6 +6,7 @@ from html.parser import HTMLParser
 from importlib import import_module
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 from PIL import Image
@@ -564,7 +565,7 @@ def test_a_file_that_cannot_be_read_is_a_grey_card(tmp_path, make):
     picture = draw_files([task, task], 1)[task]
 
     assert picture.source == ""
-    assert re.search("is not a readable PNG|file is missing|cannot be read", picture.says)
+    assert re.search("is not a readable PNG|file is missing|holds no DICOM files", picture.says)
 
 
 @pytest.mark.parametrize("factor", [1, 3])
@@ -654,3 +655,20 @@ def test_without_a_browser_its_tests_are_skipped(monkeypatch, tmp_path):
 
     with pytest.raises(pytest.skip.Exception, match="no Chromium found"):
         import_module("browser").find_browser(tmp_path)
+
+
+def test_a_volume_is_shown_by_its_middle_slice_and_its_mask_by_the_fullest(tmp_path):
+    image = np.zeros((4, 6, 5), np.float32)  # x, y, z of a file along the axes left, posterior, superior
+    image[:, :, 2] = np.arange(24).reshape(4, 6)
+    mask = np.zeros((4, 6, 5), np.uint8)
+    mask[1:3, 2:5, 1] = 7
+    affine = np.diag([-1.0, -1, 1, 1])
+    for name, voxels in (("image", image), ("mask", mask)):
+        nibabel.save(nibabel.Nifti1Image(voxels, affine), tmp_path / f"{name}.nii.gz")
+    tasks = [FileTask(tmp_path / "image.nii.gz", "image", "i"), FileTask(tmp_path / "mask.nii.gz", "mask", "m")]
+
+    shown = draw_files(tasks, 1)
+
+    assert shown[tasks[0]].says == "image 6 x 4 px, float32, slice 2 of 5"
+    assert shown[tasks[1]].says == "mask 6 x 4 px, values 0, 7, slice 3 of 5"  # counted from above
+    assert np.count_nonzero(np.asarray(decode(shown[tasks[1]].source))) == 6
