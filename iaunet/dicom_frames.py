@@ -101,7 +101,7 @@ def read_frames(path: Path) -> Frames:
     Raises:
         FileError: It is damaged or no image.
     """
-    header = require_pixels(read_elements(path))
+    header = require_pixels(_named_elements(path))
     if header.text(SOP_CLASS) in SEGMENTATION_CLASSES:
         raise FileError(
             f"{path.name} is a DICOM segmentation, which is a mask and no image", "put it where the masks are"
@@ -109,6 +109,14 @@ def read_frames(path: Path) -> Frames:
     if _TOTAL_COLUMNS in header:
         raise FileError(f"{path.name} is a microscope slide stored in tiles", "save regions of it as images")
     return frames_of(header)
+
+
+def _named_elements(path: Path) -> Header:
+    """The header; what is wrong with it names the file, one of many in a folder."""
+    try:
+        return read_elements(path)
+    except FileError as fault:
+        raise FileError(f"{path.name}: {fault.what}", fault.mend) from fault
 
 
 def require_pixels(header: Header) -> Header:

@@ -488,7 +488,9 @@ def test_a_file_among_the_slices_of_one_series_that_cannot_be_read_is_named(tmp_
     (found,) = find_series([broken, *slices])
 
     assert found.files == (*slices, broken)
-    with pytest.raises(FileError, match="is no DICOM file, whatever its name says: remove it or export it again"):
+    with pytest.raises(
+        FileError, match=r"broken\.dcm: is no DICOM file, whatever its name says: remove it or export it"
+    ):
         read_series_header(found.files)
 
 
