@@ -36,10 +36,10 @@ _DAMAGED_PAGES = (
 
 
 def image_stem(path: Path) -> str:
-    """The name of an image's file or folder without its ending."""
+    """The name of an image's file or folder without its ending; a number is none, as in a DICOM file's ``1.2.840``."""
     if is_volume_file(path):
         return volume_stem(path)
-    return path.name if path.is_dir() else path.stem
+    return path.name if path.suffix[1:].isdecimal() or path.is_dir() else path.stem
 
 
 def mask_ending(image: Path, slicing: Slicing) -> str:

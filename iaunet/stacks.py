@@ -260,6 +260,8 @@ def _hash_files(files: Sequence[Path]) -> str:
             with path.open("rb") as file:
                 while block := file.read(HASHED_AT_ONCE):
                     digest.update(block)
+        except FileNotFoundError as fault:
+            raise FileError("file is missing", "restore it, or plan again without it") from fault
         except OSError as fault:
             raise FileError(f"cannot be read ({fault.strerror})", "mend its permissions or copy it again") from fault
         hashes.append(digest.hexdigest())

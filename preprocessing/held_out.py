@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from iaunet.dataset import Case, Dataset, Problem, Source
+from iaunet.dataset import Case, Dataset, Problem
 from iaunet.errors import DatasetError
 from iaunet.grouping import resolve_groups
 from iaunet.planners.duplicates import NEAR_CORRELATION, correlations_between
@@ -65,7 +65,7 @@ def check_held_out(
     Raises:
         DatasetError: The named folder holds nothing that can be used.
     """
-    found = _find(dataset.source, layout, masks)
+    found = _find(dataset, layout, masks)
     if found is None:
         return None, []
     root, cases, understood, of_files = found
@@ -92,22 +92,55 @@ def check_held_out(
 
 
 def _find(
-    source: Source, layout: Layout, masks: Path
+    dataset: Dataset, layout: Layout, masks: Path
 ) -> tuple[Path, tuple[Case, ...], str, tuple[Problem, ...]] | None:
-    """Root, cases, line and problems of the test set: the one the user names, else the folder's own."""
+    """Root, cases, line and problems of the test set: the one the user names, else the folder's own.
+
+    It has no cases where its labels are not those of the training data.
+    """
+    source = dataset.source
     root = Path(source.root)
-    plain = dataclasses.replace(source, images=None, masks=None, test=None, missing_mask="error")
+    slice_axis = dataset.slicing.slice_axis
+    plain = dataclasses.replace(
+        source, images=None, masks=None, test=None, missing_mask="error", slice_axis=slice_axis
+    )
     if source.test is not None:
         found = understand(dataclasses.replace(plain, root=source.test), masks / "test")
-        return Path(source.test), found.cases, found.understood, found.problems
+        differing = _differing_labels(dataset, found)
+        cases = () if differing else found.cases
+        return Path(source.test), cases, found.understood, (*found.problems, *differing)
     if layout.test_cases:
         cases = tuple(case for case in layout.test_cases if case.mask is not None)
         return (root, cases, f"{len(cases)} cases of {TEST_IMAGES} and {TEST_MASKS}", ()) if cases else None
     if layout.coding is None and (root / TEST_IMAGES).is_dir() and (root / TEST_MASKS).is_dir():
         folders = {"images": str(root / TEST_IMAGES), "masks": str(root / TEST_MASKS)}
         found = understand(dataclasses.replace(plain, **folders), masks / "test")  # type: ignore[arg-type]
-        return root, found.cases, found.understood, found.problems
+        differing = _differing_labels(dataset, found)
+        return root, () if differing else found.cases, found.understood, (*found.problems, *differing)
     return None
+
+
+def _differing_labels(dataset: Dataset, found: Layout) -> list[Problem]:
+    """A fault if the values of the test masks stand for other labels than those of the training masks."""
+    if found.labels is None or found.coding is None:
+        return []  # the masks' own values, as in the training data
+    here, there = found.coding, dataset.coding
+    same_names = [*map(str.casefold, found.labels)] == [*map(str.casefold, dataset.labels[: len(found.labels)])]
+    same_values = here.values == there.values[: len(here.values)]
+    same_regions = (here.regions, here.regions_class_order) == (there.regions, there.regions_class_order)
+    is_told = not found.are_numbered or len(found.labels) == len(dataset.labels) == 1
+    if same_names and same_values and same_regions and is_told:
+        return []
+    if not is_told:
+        what, mend = "colours are numbered by frequency here", "name them in a labelmap.txt beside either set"
+    else:
+        what = f"labels are {_listed(found.labels)}, those of the training data {_listed(dataset.labels)}"
+        mend = "save its masks with the values of the training masks"
+    return [Problem(level="fault", file="masks", what=what, mend=mend)]
+
+
+def _listed(labels: Sequence[str]) -> str:
+    return ", ".join(labels)
 
 
 def _placed(problem: Problem) -> Problem:

@@ -26,8 +26,9 @@ EQUAL_MM = 0.01
 class Layout:
     """What was understood of a folder before any pixel was read.
 
-    ``labels`` and ``coding`` are None where the masks have to tell. ``test_cases`` are held out by the folder itself.
-    All else is as in `iaunet.dataset.Dataset`.
+    ``labels`` and ``coding`` are None where the masks have to tell. ``are_numbered`` tells that labels are colours
+    without names, numbered by frequency: other masks may number them otherwise. ``test_cases`` are held out by the
+    folder itself. All else is as in `iaunet.dataset.Dataset`.
     """
 
     cases: tuple[Case, ...]
@@ -36,6 +37,7 @@ class Layout:
     slicing: Slicing = DEFAULT_SLICING
     labels: tuple[str, ...] | None = None
     coding: MaskCoding | None = None
+    are_numbered: bool = False
     channel_kinds: tuple[str, ...] = ()
     channel_files: int = 0
     test_cases: tuple[Case, ...] = ()
@@ -95,9 +97,10 @@ def _of_folder(source: Source, masks: Path) -> Layout:
         return _of_converted(source, files, convert_united(several, masks / "united", root))
     one_each = {key: paths[0] for key, paths in files.masks.items() if key in images and len(paths) == 1}
     if any(may_hold_colours(path) for path in one_each.values()):
-        coloured = convert_colours(one_each, masks / "coloured", root, find_label_map(root))
+        label_map = find_label_map(root)
+        coloured = convert_colours(one_each, masks / "coloured", root, label_map)
         if coloured is not None:
-            return _of_converted(source, files, coloured)
+            return dataclasses.replace(_of_converted(source, files, coloured), are_numbered=label_map is None)
     found = pair_files(files, source)
     return Layout(cases=found.cases, problems=found.problems, understood=found.understood)
 
@@ -120,7 +123,7 @@ def _of_converted(source: Source, files: Files, converted: Converted) -> Layout:
     """The layout with masks that were made of something else; cases with faults are not among them."""
     sound = {key: paths for key, paths in files.images.items() if key not in converted.faulty}
     masks = {key: [path] for key, path in converted.masks.items()}
-    if sound and not masks and converted.problems:
+    if not masks and any(problem.level == "fault" for problem in converted.problems):
         return Layout(cases=(), problems=converted.problems, understood=converted.understood)
     found = pair_files(Files(sound, masks, converted.understood), source)
     n = len(converted.labels)

@@ -207,7 +207,7 @@ def _plan_and_preprocess(prepared: Prepared, fingerprint: Fingerprint, wish: Pre
     if leakage:
         plan = dataclasses.replace(plan, warnings=(*plan.warnings, leakage))
     if not wish.replan:
-        plan = _edited_plan(folder, fingerprint) or plan
+        plan = _edited_plan(folder, dataset, fingerprint) or plan
     _tell_changes(folder, plan)
     _tell_data_changes(folder, fingerprint)
     prepared = dataclasses.replace(prepared, plan=plan, splits=splits)
@@ -233,7 +233,7 @@ def _plan_before(folder: DatasetFolder) -> Plan | None:
         return None
 
 
-def _edited_plan(folder: DatasetFolder, fingerprint: Fingerprint) -> Plan | None:
+def _edited_plan(folder: DatasetFolder, dataset: Dataset, fingerprint: Fingerprint) -> Plan | None:
     """The plan on disk if the user edited it: their work is kept.
 
     Raises:
@@ -244,13 +244,23 @@ def _edited_plan(folder: DatasetFolder, fingerprint: Fingerprint) -> Plan | None
     plan = load_plan(folder.plan_json)
     if not plan.is_edited:
         return None
-    if plan.fingerprint != fingerprint.digest:
+    if plan.fingerprint != fingerprint.digest or _is_read_otherwise(folder, dataset):
         raise PlanError(
             f"{folder.plan_json} was edited by hand for data that have changed since: "
             "use --replan for a new plan, then edit it again"
         )
     logger.info("plan.json was edited by hand and is kept (--replan makes a new one)")
     return plan
+
+
+def _is_read_otherwise(folder: DatasetFolder, dataset: Dataset) -> bool:
+    """Whether the same files now stand for something else, as by another dataset.json: no fingerprint tells that."""
+    try:
+        before = folder.load_dataset()
+    except WorkspaceError:
+        return False
+    fields = ("labels", "coding", "slicing", "channel_kinds", "channel_files")
+    return any(getattr(before, field) != getattr(dataset, field) for field in fields)
 
 
 def _tell_changes(folder: DatasetFolder, plan: Plan) -> None:

@@ -60,7 +60,7 @@ def _box(number: int, size: tuple[int, int]) -> Drawn:
 def save(path: Path, pixels: NDArray[np.generic], **options: Any) -> Path:
     """Write an image file, and its folder where it is missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(path, **({"compress_level": 1} | options) if path.suffix == ".png" else options)
+    Image.fromarray(pixels).save(path, **({"compress_level": 0} | options) if path.suffix == ".png" else options)
     return path
 
 
