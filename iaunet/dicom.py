@@ -153,6 +153,15 @@ def read_series(files: Sequence[Path]) -> Volume:
     return Volume.of(_small(pictures).transpose(3, 2, 1, 0), layout.header.affine)
 
 
+def is_segmentation(path: Path) -> bool:
+    """Whether a file is a DICOM segmentation.
+
+    Raises:
+        FileError: It is missing or damaged.
+    """
+    return read_elements(path).text(SOP_CLASS) in SEGMENTATION_CLASSES
+
+
 def read_segmentation(path: Path, like: Series) -> tuple[NDArray[np.integer], dict[int, str]]:
     """Read a DICOM segmentation as the mask of a series.
 
@@ -168,7 +177,7 @@ def read_segmentation(path: Path, like: Series) -> tuple[NDArray[np.integer], di
     """
     layout = read_layout(like.files)
     header = require_pixels(read_elements(path))
-    if header.text(SOP_CLASS) not in SEGMENTATION_CLASSES:
+    if not is_segmentation(path):
         raise FileError("is no DICOM segmentation", "give the segmentation of the series, or a mask file")
     if header.text(_SEGMENTATION_TYPE) == "FRACTIONAL":
         raise FileError("is a segmentation of kind FRACTIONAL", "save it as BINARY")

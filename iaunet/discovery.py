@@ -130,7 +130,8 @@ def pair_files(files: Files, source: Source) -> Discovery:
 def list_images(folder: Path) -> list[Path]:
     """All images below a folder, sorted: image files, volumes, and folders that hold a DICOM series.
 
-    Hidden ones and those of a workspace are left out. DICOM files that are a series each are images each.
+    Hidden ones and those of a workspace are left out. DICOM files that are a series each are images each; but a file
+    alone in its folder is the series of that folder if other folders hold series.
 
     Raises:
         DatasetError: The folder does not exist, or the name of an image is not UTF-8.
@@ -141,9 +142,11 @@ def list_images(folder: Path) -> list[Path]:
             images.append(path)
         elif is_dicom_file(path):
             dicoms[path.parent].append(path)
+    loose = {parent for parent, files in dicoms.items() if all(len(series.files) == 1 for series in find_series(files))}
+    if loose != dicoms.keys():
+        loose = {parent for parent in loose if len(dicoms[parent]) > 1}
     for parent, files in dicoms.items():
-        alone = all(len(series.files) == 1 for series in find_series(files))
-        images += files if alone else [parent]
+        images += files if parent in loose else [parent]
     for path in images:
         _require_text(path)
     return sorted(images, key=lambda path: path.as_posix())

@@ -1,5 +1,6 @@
 """A case's files as one stack of pictures: a plain image is a stack of one, a volume is cut into slices."""
 
+import dataclasses
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from iaunet.dataset import SliceAxis, Slicing
-from iaunet.dicom import find_series, is_dicom_file, read_series, read_series_header
+from iaunet.dicom import (
+    Series,
+    find_series,
+    is_dicom_file,
+    is_segmentation,
+    read_segmentation,
+    read_series,
+    read_series_header,
+)
 from iaunet.errors import FileError
 from iaunet.files import decode_image, decode_mask, read_bytes
 from iaunet.tiffs import read_tiff
@@ -44,7 +53,7 @@ class Stack:
 
     ``pixels`` is [channels, slices, height, width] in the files' type. ``spacing_mm`` is the distance of slices, rows
     and columns, None if unknown. ``header`` tells the place of a volume, None for pictures. ``sha256`` names the
-    files' bytes.
+    files' bytes. ``series`` are the files of a DICOM series, in order.
     """
 
     pixels: NDArray[np.generic]
@@ -52,6 +61,7 @@ class Stack:
     spacing_mm: Spacing | None = None
     header: VolumeHeader | None = None
     has_transparency: bool = False
+    series: tuple[Path, ...] = ()
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -129,7 +139,7 @@ def read_mask_stack(path: Path, slicing: Slicing, image: Stack | None = None) ->
         FileError: It cannot be read, or does not fit the image in size or place.
     """
     if is_volume(path):
-        volume = read_label_volume(path) if is_volume_file(path) else _label_series(path)
+        volume = read_label_volume(path) if is_volume_file(path) else _label_series(path, image)
         if image is not None and image.header is not None:
             require_same_space(image.header, volume)
         values = _cut(volume.voxels, slicing)[0]
@@ -173,7 +183,12 @@ def series_files(path: Path) -> list[Path]:
         raise FileError("holds no DICOM files", "give the folder of a series")
     series = find_series(files)
     if len(series) > 1:
-        named = ", ".join(f"{each.description or 'unnamed'} ({len(each.files)} files)" for each in series[:5])
+        named = ", ".join(f"{each.description or 'unnamed'} ({_count(each.files)})" for each in series[:5])
+        if len({each.uid for each in series}) == 1:
+            raise FileError(
+                f"holds slices of {len(series)} sizes or orientations in one series: {named}",
+                "put those of each kind in a folder of their own",
+            )
         raise FileError(f"holds {len(series)} series: {named}", "put each series in a folder of its own")
     return list(series[0].files)
 
@@ -216,7 +231,7 @@ def _read_one(path: Path, slicing: Slicing) -> Stack:
         return _stack_of(read_volume(path), files_of(path), slicing)
     if path.is_dir() or is_dicom_file(path):
         files = series_files(path)
-        return _stack_of(read_series(files), files, slicing)
+        return dataclasses.replace(_stack_of(read_series(files), files, slicing), series=tuple(files))
     data = read_bytes(path)
     raw = decode_image(data)
     return Stack(raw.pixels[:, None], hashlib.sha256(data).hexdigest(), None, None, raw.has_transparency)
@@ -239,9 +254,17 @@ def _cut(voxels: NDArray[np.generic], slicing: Slicing) -> NDArray[np.generic]:
     return np.moveaxis(voxels, 1 + SLICE_AXES[slicing.slice_axis], 1)
 
 
-def _label_series(path: Path) -> Volume:
-    volume = read_series(series_files(path))
-    return Volume(whole_values(volume.voxels), volume.spacing_mm, volume.orientation, volume.affine)
+def _label_series(path: Path, image: Stack | None) -> Volume:
+    """The mask that a DICOM series holds, or a DICOM segmentation of the image's series."""
+    files = series_files(path)
+    if len(files) > 1 or not is_segmentation(files[0]):
+        volume = read_series(files)
+        return Volume(whole_values(volume.voxels), volume.spacing_mm, volume.orientation, volume.affine)
+    if image is None or image.header is None or not image.series:
+        raise FileError("is a DICOM segmentation without its series", "give the series as the image, or a mask file")
+    labels, _ = read_segmentation(files[0], Series("", "", image.series))
+    place = image.header
+    return Volume(labels[None], place.spacing_mm, place.orientation, place.affine)
 
 
 def _one_channel(pixels: NDArray[np.generic]) -> NDArray[np.generic]:
@@ -275,3 +298,7 @@ def _hash_of_hashes(hashes: Sequence[str]) -> str:
 def _by(shape: Sequence[int]) -> str:
     """Sizes as words; the one slice of a picture is not told."""
     return " x ".join(map(str, shape[1:] if shape[0] == 1 else shape))
+
+
+def _count(files: Sequence[Path]) -> str:
+    return "1 file" if len(files) == 1 else f"{len(files)} files"

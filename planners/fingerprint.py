@@ -227,7 +227,9 @@ def fingerprint_dataset(
         """As if these cases had never been there: the sums and the coding hold what is spoiled by now."""
         left = [case for case in cases if case.name not in others]
         again = fingerprint_dataset(root, left, workers, skip_faulty, slicing, given)
-        return dataclasses.replace(again, problems=(*problems, *again.problems), faulty=others | again.faulty)
+        return dataclasses.replace(
+            again, problems=tuple(dict.fromkeys((*problems, *again.problems))), faulty=others | again.faulty
+        )
 
     if suspect:
         return without(faulty | suspect)

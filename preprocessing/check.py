@@ -30,6 +30,7 @@ from iaunet.preprocessing.check_pictures import (
     draw_files,
     draw_row,
 )
+from iaunet.preprocessing.held_out import TEST_SET
 from iaunet.records import to_json
 from iaunet.stacks import is_volume
 from iaunet.storage import write_text
@@ -312,7 +313,7 @@ def _facts(dataset: Dataset, fingerprint: Fingerprint) -> list[tuple[str, str]]:
         ("Cases", f"{len(fingerprint.cases)}"),
         ("Size", f"{height} x {width} px{others}"),
         ("Pixels", f"{_count(fingerprint.channels, 'channel')}, {fingerprint.depth}"),
-        ("Labels", ", ".join(fingerprint.labels)),
+        ("Labels", ", ".join(dataset.labels or fingerprint.labels)),
         ("Foreground", f"{share:.1%} of an image (median)"),
         ("Empty masks", f"{fingerprint.empty_masks}"),
         ("Groups", f"{groups} ({dataset.groups_from})"),
@@ -598,7 +599,7 @@ class _Files:
         if case is not None:
             return _file_tasks(case, self._dataset)
         path = self._dataset.path(problem.file)
-        if not (is_image_file(path) or is_volume(path)):
+        if problem.file.startswith(TEST_SET) or not (is_image_file(path) or is_volume(path)):
             return []
         role: Role = "mask" if problem.what.startswith(("mask ", "is a second mask")) else "image"
         return [FileTask(path, role, f"{role} {problem.file}", self._dataset.slicing)]

@@ -16,6 +16,9 @@ from iaunet.preprocessing.layout import Layout, understand
 
 TEST_IMAGES, TEST_MASKS = "imagesTs", "labelsTs"
 
+TEST_SET = "test set"
+"""Begins the file of a problem of the test set."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class HeldOut:
@@ -101,9 +104,7 @@ def _find(
     source = dataset.source
     root = Path(source.root)
     slice_axis = dataset.slicing.slice_axis
-    plain = dataclasses.replace(
-        source, images=None, masks=None, test=None, missing_mask="error", slice_axis=slice_axis
-    )
+    plain = dataclasses.replace(source, images=None, masks=None, test=None, missing_mask="error", slice_axis=slice_axis)
     if source.test is not None:
         found = understand(dataclasses.replace(plain, root=source.test), masks / "test")
         differing = _differing_labels(dataset, found)
@@ -144,7 +145,7 @@ def _listed(labels: Sequence[str]) -> str:
 
 
 def _placed(problem: Problem) -> Problem:
-    return dataclasses.replace(problem, file=f"test set: {problem.file}")
+    return dataclasses.replace(problem, file=f"{TEST_SET}: {problem.file}")
 
 
 def _same(reading: Reading, hashes: Mapping[str, tuple[str, str | None]]) -> list[tuple[str, str]]:
@@ -177,7 +178,7 @@ def _find_groups(dataset: Dataset, test: Sequence[str]) -> tuple[dict[str, str],
         groups = resolve_groups(names, dataset.source.groups).groups
     except DatasetError as fault:
         what = f"its groups are not known ({fault})"
-        return {}, [Problem(level="note", file="test set", what=what, mend="give --groups for its cases too")]
+        return {}, [Problem(level="note", file=TEST_SET, what=what, mend="give --groups for its cases too")]
     return {name: groups[name] for name in test if name in groups}, []
 
 
@@ -189,11 +190,11 @@ def _leaks(held_out: HeldOut) -> list[Problem]:
         *(("shows nearly the same as", pair) for pair in held_out.alike),
     ]
     problems = [
-        Problem(level="note", file=f"test set: {test}", what=f"{what} the training image {training}", mend=mend)
+        Problem(level="note", file=f"{TEST_SET}: {test}", what=f"{what} the training image {training}", mend=mend)
         for what, (test, training) in notes
     ]
     if held_out.shared_groups:
         shown = ", ".join(held_out.shared_groups[:5])
         what = f"{len(held_out.shared_groups)} groups are in the training data too ({shown})"
-        problems.append(Problem(level="note", file="test set", what=what, mend=mend))
+        problems.append(Problem(level="note", file=TEST_SET, what=what, mend=mend))
     return problems

@@ -307,3 +307,12 @@ def test_an_accent_may_be_written_in_two_ways(discover, forms):
 
     assert pairs(discovery) == {unicodedata.normalize("NFC", "P é/ä"): (image, mask)}
     assert not discovery.problems
+
+
+def test_a_dicom_file_alone_in_its_folder_is_a_series_where_other_folders_hold_series(tmp_path):
+    for number in range(3):
+        save_dicom(tmp_path / "long" / f"{number}.dcm", "1.2.3", number)
+    save_dicom(tmp_path / "short" / "0.dcm", "1.2.4")
+
+    assert list_images(tmp_path) == [tmp_path / "long", tmp_path / "short"]
+    assert list_images(tmp_path / "short") == [tmp_path / "short" / "0.dcm"]

@@ -46,6 +46,9 @@ def save_volume(path):
         ("a.NII", "a", ".nii"),
         ("a.mha", "a", ".mha"),
         ("a.ome.tif", "a.ome", ".tif"),
+        ("1.2.840.10", "1.2.840.10", ""),
+        ("IM", "IM", ""),
+        ("1.2.dcm", "1.2", ".dcm"),
     ],
 )
 def test_a_name_is_divided_into_stem_and_whole_ending(name, stem, ending):

@@ -49,7 +49,7 @@ def save_dicom(folder, voxels, series="1.2.3", description="", prefix=""):
         dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID = pydicom.uid.CTImageStorage
         dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID = f"{series}.{number + 1}"
         dataset.StudyInstanceUID, dataset.SeriesInstanceUID, dataset.Modality = "1.2", series, "CT"
-        dataset.SeriesDescription = description
+        dataset.SeriesDescription, dataset.FrameOfReferenceUID = description, "1.2.9"
         x, y, z, _ = AFFINE @ (number, 0, 0, 1)
         dataset.ImagePositionPatient = [-x, -y, z]
         dataset.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
@@ -261,7 +261,7 @@ def test_a_folder_without_series_and_files_that_are_gone_are_named(tmp_path):
     for name in ("gone.png", "gone.tif", "gone.nii.gz"):
         with pytest.raises(FileError, match=r"missing|cannot be read"):
             read_stack([tmp_path / name], AXIAL)
-        with pytest.raises(FileError, match=r"missing|cannot be read"):
+        with pytest.raises(FileError, match="file is missing: restore it, or plan again without it"):
             hash_files([tmp_path / name])
 
 
@@ -292,3 +292,19 @@ def test_a_hash_names_the_bytes_and_nothing_else(tmp_path):
     file = next(two.iterdir())
     file.write_bytes(file.read_bytes()[:-1] + b"\x55")
     assert hash_files([one]) != hash_files([two])
+
+
+def test_a_dicom_segmentation_is_the_mask_of_its_series(tmp_path):
+    pytest.importorskip("highdicom")
+    from iaunet.inference.dicom_seg import write_segmentation
+
+    series = save_dicom(tmp_path / "series", VOXELS)
+    image = read_stack([series], AXIAL)
+    labels = np.zeros(image.shape, np.uint8)  # axial slices lie along the first canonical axis, as in the volume
+    labels[1, 1:3, 2] = 1
+    labels[2, 0] = 2
+    write_segmentation(tmp_path / "mask.dcm", labels, ["organ", "tumour"], sorted(series.iterdir()), "test")
+
+    np.testing.assert_array_equal(read_mask_stack(tmp_path / "mask.dcm", AXIAL, image).values, labels)
+    with pytest.raises(FileError, match="is a DICOM segmentation without its series: give the series as the image"):
+        read_mask_stack(tmp_path / "mask.dcm", AXIAL)

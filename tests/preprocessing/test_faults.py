@@ -609,13 +609,6 @@ ROWS = {
 }
 
 
-UNMENDED = {
-    "colours: twelve without names": "the fault is lost where it is one of all masks",
-    "colours: smoothed edges, no names": "the fault is lost where it is one of all masks",
-}
-"""Rows whose answer is not yet the one that the page tells."""
-
-
 def told():
     """What docs/faults.md says of each input: the answer."""
     page = PAGE.read_text(encoding="utf-8").partition("## Other commands")[0]
@@ -632,13 +625,7 @@ def test_the_page_tells_of_every_row():
     assert [*told()] == [*ROWS]
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=pytest.mark.xfail(reason=UNMENDED[name], strict=True)) if name in UNMENDED else name
-        for name in ROWS
-    ],
-)
+@pytest.mark.parametrize("name", ROWS)
 def test_the_answer_is_the_one_the_page_tells(name, tmp_path, capsys):
     row, answer = ROWS[name], told()[name]
     root, workspace = tmp_path / "data", tmp_path / "workspace"

@@ -151,7 +151,9 @@ def test_which_tiles_have_foreground_is_known(vessels, prepare):
     assert not arrays.masks[~arrays.foreground].any()
 
 
-def test_ignored_pixels_are_no_foreground(tmp_path, prepare):
+@pytest.fixture
+def nnunet(tmp_path):
+    """A raw data set of nnU-Net: five pictures, the first without its one label, with a part to be ignored."""
     folder = tmp_path / "Dataset001_toy"
     for number in range(5):
         mask = np.zeros((64, 64), np.uint8)
@@ -172,13 +174,33 @@ def test_ignored_pixels_are_no_foreground(tmp_path, prepare):
             }
         )
     )
+    return folder
 
-    plan, arrays = prepare(folder)
+
+def test_ignored_pixels_are_no_foreground(nnunet, prepare):
+    plan, arrays = prepare(nnunet)
 
     assert (plan.labels, plan.coding.ignore, plan.channel_files) == (("lesion",), 2, 1)
     np.testing.assert_array_equal(arrays.foreground, [False, True, True, True, True])
     assert set(np.unique(arrays.masks)) == {0, 1, IGNORED}
     assert (arrays.truth("c0")[0, 40:60] == IGNORED).all()
+
+
+def test_an_edited_plan_is_not_kept_for_masks_that_mean_something_else_now(nnunet, prepare, workspace, capsys):
+    prepare(nnunet)
+    plan_json = workspace / nnunet.name / "plan.json"
+    plan = json.loads(plan_json.read_text())
+    plan["recipe"]["epochs"] = 7
+    plan_json.write_text(json.dumps(plan))
+    assert prepare(nnunet)[0].recipe.epochs == 7
+    description = json.loads((nnunet / "dataset.json").read_text())
+    description["labels"] = {"background": 0, "oedema": 1, "ignore": 2}
+    (nnunet / "dataset.json").write_text(json.dumps(description))
+
+    assert main([str(nnunet), "--workspace", str(workspace), "--workers", "1"]) == 2
+
+    assert "plan.json was edited by hand for data that have changed since: use --replan" in capsys.readouterr().err
+    assert prepare(nnunet, "--replan")[0].labels == ("oedema",)
 
 
 @pytest.fixture
