@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from iaunet.discovery import list_image_files
+from iaunet.discovery import list_images
 
 
 def main() -> None:
@@ -37,8 +37,8 @@ def main() -> None:
         folder = arguments.folder or _generate(work)
         if arguments.images:
             folder = _subset(folder, work / "subset", arguments.images)
-        images = list_image_files(folder / "images")
-        masks = {path.stem.removesuffix("_segmentation"): path for path in list_image_files(folder / "masks")}
+        images = list_images(folder / "images")
+        masks = {path.stem.removesuffix("_segmentation"): path for path in list_images(folder / "masks")}
         command = [sys.executable, "-m", "iaunet", "plan_and_preprocess", str(folder), "--workspace", str(work / "ws")]
         command += ["--dataset_name", "bench", "--workers", str(arguments.workers)]
         seconds, peak = _measure(command)
@@ -139,7 +139,7 @@ def _generate(work: Path) -> Path:
 def _subset(folder: Path, target: Path, n: int) -> Path:
     for kind in ("images", "masks"):
         (target / kind).mkdir(parents=True)
-        for path in list_image_files(folder / kind)[:n]:
+        for path in list_images(folder / kind)[:n]:
             shutil.copy(path, target / kind)
     return target
 

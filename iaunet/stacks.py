@@ -22,6 +22,7 @@ from iaunet.dicom import (
 )
 from iaunet.errors import FileError
 from iaunet.files import decode_image, decode_mask, read_bytes
+from iaunet.storage import file_digest
 from iaunet.tiffs import read_tiff
 from iaunet.volumes import (
     Volume,
@@ -38,8 +39,6 @@ TIFF_ENDINGS = (".tif", ".tiff")
 
 SLICE_AXES: dict[SliceAxis, int] = {"axial": 0, "coronal": 1, "sagittal": 2}
 """The canonical axis (I, P, L) along which the slices of each plane follow each other."""
-
-HASHED_AT_ONCE = 1 << 22
 
 Pixel = TypeVar("Pixel", bound=np.generic)
 
@@ -278,16 +277,12 @@ def _one_channel(pixels: NDArray[np.generic]) -> NDArray[np.generic]:
 def _hash_files(files: Sequence[Path]) -> str:
     hashes = []
     for path in files:
-        digest = hashlib.sha256()
         try:
-            with path.open("rb") as file:
-                while block := file.read(HASHED_AT_ONCE):
-                    digest.update(block)
+            hashes.append(file_digest(path))
         except FileNotFoundError as fault:
             raise FileError("file is missing", "restore it, or plan again without it") from fault
         except OSError as fault:
             raise FileError(f"cannot be read ({fault.strerror})", "mend its permissions or copy it again") from fault
-        hashes.append(digest.hexdigest())
     return hashes[0] if len(hashes) == 1 else _hash_of_hashes(hashes)
 
 

@@ -78,15 +78,24 @@ def map_in_processes(
 
 @contextlib.contextmanager
 def _holding_interrupts() -> Iterator[None]:
-    """Let Ctrl-C wait until the block ends; it never reaches a process started in it, to end there in a traceback."""
-    if not hasattr(signal, "pthread_sigmask"):
+    """Let Ctrl-C wait until the block ends; it never reaches a process started in it, to end there in a traceback.
+
+    Blocking the signal is for these processes, which inherit that. Here it may still arrive through a thread of a
+    library that was there before, so the handler waits as well.
+    """
+    if not hasattr(signal, "pthread_sigmask") or threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    held: list[int] = []
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    handler = signal.signal(signal.SIGINT, lambda number, frame: held.append(number))
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.signal(signal.SIGINT, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        if held:
+            signal.raise_signal(signal.SIGINT)
 
 
 def serve_parent() -> None:

@@ -1,5 +1,6 @@
 """Understands the layout of a folder with raw data: which files are cases, and what it says of itself."""
 
+import contextlib
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,9 @@ from iaunet.stacks import SLICE_AXES, is_volume, read_volume_header
 
 EQUAL_MM = 0.01
 """Spacings closer than this are equal."""
+
+PARTS_NAMES = "_-. ("
+"""What may follow an image's name in the longer name of another, or of one of its masks."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,21 +67,25 @@ def understand(source: Source, masks: Path) -> Layout:
 
 
 def choose_slicing(root: Path, cases: tuple[Case, ...], source: Source) -> tuple[Slicing, str]:
-    """How the volumes among the cases are cut: as the user says, else across the coarsest median spacing."""
+    """How the volumes among the cases are cut: as the user says, else across the axis along which all are one voxel
+    thick, else across the coarsest median spacing."""
     volumes = [root / case.images[0] for case in cases if is_volume(root / case.images[0])]
     axes = list(SLICE_AXES)
     if not volumes:
         return Slicing(axes=source.axes), ""
-    spacings = []
+    headers = []
     for path in volumes:
-        try:
-            spacings.append(read_volume_header(path).spacing_mm)
-        except FileError:
-            continue  # reading the volume will tell
-    median = np.median(spacings, axis=0) if spacings else np.ones(3)
+        with contextlib.suppress(FileError):  # reading the volume will tell
+            headers.append(read_volume_header(path))
+    median = np.median([header.spacing_mm for header in headers], axis=0) if headers else np.ones(3)
+    thickest = np.max([header.shape for header in headers], axis=0) if headers else np.zeros(3)
     coarsest: SliceAxis = axes[int(np.argmax(np.round(median / EQUAL_MM)))]  # of equal ones the first, axial
-    chosen = source.slice_axis or coarsest
-    reason = "as asked" if source.slice_axis else "where spacing is coarsest" if np.ptp(median) > EQUAL_MM else "usual"
+    if source.slice_axis:
+        chosen, reason = source.slice_axis, "as asked"
+    elif thickest.min() == 1:
+        chosen, reason = axes[int(np.argmin(thickest))], "one voxel thick"
+    else:
+        chosen, reason = coarsest, "where spacing is coarsest" if np.ptp(median) > EQUAL_MM else "usual"
     shown = " x ".join(f"{side:.3g}" for side in median)
     words = f", volumes cut into {chosen} slices ({reason}; median spacing {shown} mm)"
     return Slicing(slice_axis=chosen, axes=source.axes), words
@@ -114,6 +122,9 @@ def _find_several(source: Source, files: Files) -> dict[str, list[Path]]:
     by_name = {path.relative_to(root).as_posix(): path for paths in files.masks.values() for path in paths}
     groups = group_masks([*files.images], [*by_name])
     paired = files.images.keys() & files.masks.keys()
+    begins = {name[:i] for name in files.images for i, letter in enumerate(name) if letter in PARTS_NAMES}
+    for image in paired & begins:  # a longer name is another image's here, whose image may be gone
+        groups[image] = [path.relative_to(root).as_posix() for path in files.masks[image]]
     if len(groups) < len(paired) or not any(len(names) > 1 for names in groups.values()):
         return {}
     return {image: [by_name[name] for name in names] for image, names in groups.items()}

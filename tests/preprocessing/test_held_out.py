@@ -13,12 +13,12 @@ RED, GREEN = (255, 0, 0), (0, 255, 0)
 
 @pytest.fixture
 def check(tmp_path, capsys):
-    """Reads a training and a test set; gives the exit code and what was said on stderr."""
+    """Reads a training and a test set; gives the exit code and what was said."""
 
     def check(training, test, *options):
         arguments = [str(training), "--workspace", str(tmp_path / "workspace"), "--workers", "1", "--verify_only"]
         code = main([*arguments, "--test", str(test), *options])
-        return code, capsys.readouterr().err
+        return code, "".join(capsys.readouterr())
 
     return check
 

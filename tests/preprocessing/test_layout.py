@@ -2,6 +2,7 @@
 
 import json
 
+import nibabel as nib
 import numpy as np
 import pytest
 from PIL import Image
@@ -43,3 +44,46 @@ def test_where_every_annotated_image_has_a_fault_each_fault_is_told(understand_c
 def test_annotations_of_nothing_are_no_masks(understand_coco):
     with pytest.raises(DatasetError, match="holds 2 images and no masks: put the masks in a folder 'masks'"):
         understand_coco([], [])
+
+
+@pytest.mark.parametrize(
+    ("shape", "options", "axis", "reason"),
+    [
+        ((20, 30, 1), {}, "axial", "one voxel thick"),
+        ((20, 1, 30), {}, "coronal", "one voxel thick"),
+        ((1, 20, 30), {}, "sagittal", "one voxel thick"),
+        ((20, 30, 1), {"slice_axis": "coronal"}, "coronal", "as asked"),
+        ((20, 30, 2), {}, "sagittal", "where spacing is coarsest"),
+    ],
+)
+def test_volumes_one_voxel_thick_are_pictures_whatever_their_spacing(tmp_path, shape, options, axis, reason):
+    for part in ("images", "masks"):
+        (tmp_path / part).mkdir()
+        voxels = np.zeros(shape, np.uint8)
+        nib.save(nib.Nifti1Image(voxels, np.diag([1.5, 1.2, 1.0, 1.0])), tmp_path / part / "a.nii.gz")
+
+    layout = understand(Source(root=str(tmp_path), **options), tmp_path / "workspace")
+
+    assert layout.slicing.slice_axis == axis
+    assert f", volumes cut into {axis} slices ({reason}; median spacing 1 x 1.2 x 1.5 mm)" in layout.understood
+
+
+def test_an_image_among_images_of_longer_names_keeps_the_mask_of_its_own_name(tmp_path):
+    masks = ("scan", "scan_2", "scan_4", "t_1", "t_2")
+    for part, names in (("images", ("scan", "scan_2", "scan_3", "t")), ("masks", masks)):
+        (tmp_path / part).mkdir()
+        for i, name in enumerate(names):
+            pixels = np.zeros((64, 80), np.uint8)
+            pixels[10 * i : 10 * i + 9] = 255
+            Image.fromarray(pixels).save(tmp_path / part / f"{name}.png")
+
+    layout = understand(Source(root=str(tmp_path), missing_mask="skip"), tmp_path / "workspace")
+
+    rows = {
+        case.name: np.flatnonzero(np.asarray(Image.open(tmp_path / case.mask)).any(axis=1)) for case in layout.cases
+    }
+    assert {name: (where.min(), len(where)) for name, where in rows.items()} == {
+        "scan": (0, 9),
+        "scan_2": (10, 9),
+        "t": (30, 18),
+    }
