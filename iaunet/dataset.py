@@ -75,6 +75,11 @@ class MaskCoding:
         return tuple(tuple(self.values.index(value) + 1 for value in region) for region in self.regions)
 
     @property
+    def of_written(self) -> "MaskCoding":
+        """How to read the masks that are written."""
+        return MaskCoding(kind="values", values=self.written, written=self.written)
+
+    @property
     def painted(self) -> tuple[int, ...]:
         """The label that each region paints; empty without regions."""
         return tuple(self.values.index(value) + 1 for value in self.regions_class_order)
@@ -164,7 +169,7 @@ class Source:
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """What was understood of a folder with raw data; the only file that knows where it lay.
+    """What was understood of a folder with raw data, and where it lay.
 
     ``labels`` names the foreground labels in order. ``groups`` maps a case's name to the patient or video it comes
     from; without groups it is empty. ``understood`` is the line that was shown to the user. ``channel_kinds`` is how

@@ -65,11 +65,12 @@ class Evaluation:
 
 @dataclass(frozen=True, kw_only=True)
 class MaskPair:
-    """The files of a case: its predicted and its true mask."""
+    """The files of a case: its predicted and its true mask, a multi-page TIFF with ``axes`` if it does not say them."""
 
     name: str
     prediction: Path
     truth: Path
+    axes: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -330,9 +331,9 @@ def _in_processes(
 def _inspect_pair(pair: MaskPair) -> _Contents:
     """The values of both masks, if they can be read and have one size."""
     masks = []
-    for path in (pair.prediction, pair.truth):
+    for path, axes in ((pair.prediction, None), (pair.truth, pair.axes)):
         try:
-            masks.append(read_mask_stack(path, SLICING))
+            masks.append(read_mask_stack(path, Slicing(axes=axes)))
         except FileError as fault:
             return _Contents(pair=pair, fault=Problem.of(str(path), fault))
     prediction, truth = masks
@@ -369,7 +370,7 @@ def _score_pair(task: _ScoreTask) -> CaseScore:
     return score_masks(
         pair.name,
         reading.prediction.encode(read_mask_stack(pair.prediction, SLICING).values),
-        reading.truth.encode(read_mask_stack(pair.truth, SLICING).values),
+        reading.truth.encode(read_mask_stack(pair.truth, Slicing(axes=pair.axes)).values),
         reading.labels,
         task.spacing_mm,
         task.tolerance,

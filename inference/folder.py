@@ -256,7 +256,8 @@ class _Work:
             if not all(_is_made_from(file, made_from) for file in files):
                 return None
             mask = read_mask_stack(files[0], Slicing(slice_axis=self.plan.slicing.slice_axis)).values
-            pixels = count_pixels(map(self.plan.coding.encode, _strips(mask)), self.plan.coding.outputs)
+            coding = self.plan.coding
+            pixels = count_pixels(map(coding.of_written.encode, _strips(mask)), coding.outputs)
         except FileError:
             return None
         return self._outcome(case, "kept", pixels)

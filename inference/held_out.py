@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from iaunet.dataset import MaskCoding, Problem
-from iaunet.errors import PredictionError
+from iaunet.dataset import Case, Problem
+from iaunet.errors import FileError, PredictionError
 from iaunet.grouping import Grouping
 from iaunet.inference.evaluation import Evaluation, MaskPair, MaskReading, evaluate_pairs
 from iaunet.inference.folder import InputCase, Outcome
@@ -33,24 +33,51 @@ def input_cases(held_out: HeldOut) -> list[InputCase]:
     return [InputCase(case.name, case.name, tuple(root / image for image in case.images)) for case in held_out.cases]
 
 
-def score_held_out(
-    held_out: HeldOut, plan: Plan, output: Path, outcomes: Sequence[Outcome], workers: int
-) -> Evaluation:
-    """Score the predicted masks of a test set.
+def require_usable(held_out: HeldOut, plan: Plan, folder: DatasetFolder) -> None:
+    """Refuse a test set that cannot be scored with a run, before anything is predicted.
 
     Args:
-        held_out: The test set; its true masks must be those that were checked.
+        held_out: The test set.
+        plan: The run's.
+        folder: The dataset's.
+
+    Raises:
+        PredictionError: The run has other labels than the test set was checked with, or a file has changed or gone.
+    """
+    again = f"run iaunet_plan_and_preprocess {folder.name} again"
+    if (plan.labels, plan.coding) != (held_out.labels, held_out.training_coding):
+        raise PredictionError(
+            f"the run was trained with labels {', '.join(plan.labels)} as they were coded then, the test set was "
+            f"checked with {', '.join(held_out.labels)} as they are coded now: train a run on the present data"
+        )
+    for case in held_out.cases:
+        image, mask = held_out.sha256[case.name]
+        files = tuple(Path(held_out.root) / file for file in case.images)
+        try:
+            found = hash_files(files), hash_files([_truth(case, held_out, folder)])
+        except FileError as fault:
+            raise PredictionError(f"the test case {case.name} cannot be read ({fault.what}): {again}") from fault
+        if found != (image, mask):
+            raise PredictionError(f"the test case {case.name} has changed since it was checked: {again}")
+
+
+def score_held_out(
+    held_out: HeldOut, plan: Plan, folder: DatasetFolder, output: Path, outcomes: Sequence[Outcome], workers: int
+) -> Evaluation:
+    """Score the predicted masks of a test set that is usable.
+
+    Args:
+        held_out: The test set.
         plan: Tells how masks are coded.
+        folder: The dataset's.
         output: The folder of the predicted masks.
         outcomes: What came of each image.
         workers: Processes at most.
 
     Raises:
-        PredictionError: None can be scored, or a file of the test set has changed since it was checked.
+        PredictionError: None can be scored.
     """
-    root = Path(held_out.root)
-    truths = {case.name: root / case.mask for case in held_out.cases if case.mask is not None}
-    _require_unchanged(held_out, truths)
+    truths = {case.name: _truth(case, held_out, folder) for case in held_out.cases}
     pairs, problems = [], []
     for outcome in outcomes:
         if outcome.status == "failed":
@@ -58,13 +85,13 @@ def score_held_out(
             problems.append(what)
         else:
             truth = truths[outcome.image]
-            pairs.append(MaskPair(name=outcome.image, prediction=output / outcome.mask, truth=truth))
+            mask = output / outcome.mask
+            pairs.append(MaskPair(name=outcome.image, prediction=mask, truth=truth, axes=plan.slicing.axes))
     if not pairs:
-        raise PredictionError(f"no image of the test set in {root} could be predicted: see {output}/predictions.csv")
-    written = MaskCoding(kind="values", values=plan.coding.written, written=plan.coding.written)
+        raise PredictionError(f"no image of the test set could be predicted: see {output}/predictions.csv")
     reading = MaskReading(
-        prediction=written,
-        truth=plan.coding,
+        prediction=plan.coding.of_written,
+        truth=held_out.coding,
         labels=plan.labels,
         outputs=plan.coding.outputs,
         understood=f"the held-out test set, {held_out.understood}",
@@ -74,18 +101,15 @@ def score_held_out(
         pairs,
         Grouping(groups, "the data set's" if groups else "none"),
         predictions=str(output),
-        truth=str(root),
+        truth=held_out.root,
         problems=problems,
         reading=reading,
         workers=workers,
     )
 
 
-def _require_unchanged(held_out: HeldOut, truths: dict[str, Path]) -> None:
-    for case in held_out.cases:
-        image, mask = held_out.sha256[case.name]
-        files = tuple(Path(held_out.root) / file for file in case.images)
-        if hash_files(files) != image or hash_files([truths[case.name]]) != mask:
-            raise PredictionError(
-                f"the test case {case.name} has changed since it was checked: run iaunet_plan_and_preprocess again"
-            )
+def _truth(case: Case, held_out: HeldOut, folder: DatasetFolder) -> Path:
+    """The true mask of a case; one that was drawn lies in the workspace, wherever that is now."""
+    path = Path(held_out.root) / str(case.mask)
+    drawn = Path(held_out.masks)
+    return folder.masks / path.relative_to(drawn) if path.is_relative_to(drawn) else path

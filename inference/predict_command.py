@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from iaunet.inference.folder import Outcome
     from iaunet.planners.plan import Plan
     from iaunet.preprocessing.held_out import HeldOut
+    from iaunet.workspace import DatasetFolder
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--run", nargs="+", metavar="NAME", help="runs to use (default: the only one)")
     parser.add_argument("--network", metavar="NAME", help="trust the stranger's network the run was trained with")
     parser.add_argument("--overlay", action="store_true", help="also draw the contours on the images")
-    parser.add_argument("--probabilities", action="store_true", help="also write probabilities as 16-bit PNG")
+    parser.add_argument("--probabilities", action="store_true", help="also write probabilities: 16-bit PNG, float32 for volumes")
     parser.add_argument(
         "--dicom_seg", action="store_true", help="also write DICOM segmentations of DICOM images (iaunet[dicom])"
     )
@@ -63,7 +64,7 @@ def _run(arguments: argparse.Namespace) -> int:
     folder = workspace.find(arguments.dataset)
 
     from iaunet.inference.folder import FolderOptions, describe_model, list_inputs, predict_cases, predict_folder
-    from iaunet.inference.held_out import input_cases, load_held_out
+    from iaunet.inference.held_out import input_cases, load_held_out, require_usable
     from iaunet.inference.predictor import Predictor
     from iaunet.inference.runs import choose_folds, choose_runs
 
@@ -77,6 +78,8 @@ def _run(arguments: argparse.Namespace) -> int:
         list_inputs(arguments.input, arguments.output)  # so that a wrong path is told before the networks are loaded
     mirroring = False if arguments.no_mirroring or arguments.fast else None
     predictor = Predictor.from_runs(runs, folds, arguments.device, mirroring, arguments.network)
+    if held_out is not None:
+        require_usable(held_out, predictor.plan, folder)
     model = describe_model(runs, folds, predictor)
     for member in model["members"]:
         logger.info("model      run %s, fold %s", member["run"], member["fold"])
@@ -104,20 +107,22 @@ def _run(arguments: argparse.Namespace) -> int:
         arguments.output,
     )
     if held_out is not None:
-        _score(held_out, predictor.plan, arguments.output, outcomes)
+        _score(held_out, predictor.plan, folder, arguments.output, outcomes)
     if count["failed"]:
         return SOME_FAILED if count["failed"] < len(outcomes) else CANNOT_BE_DONE
     return ALL_DONE
 
 
-def _score(held_out: "HeldOut", plan: "Plan", output: Path, outcomes: "Sequence[Outcome]") -> None:
+def _score(
+    held_out: "HeldOut", plan: "Plan", folder: "DatasetFolder", output: Path, outcomes: "Sequence[Outcome]"
+) -> None:
     """Score a predicted test set, and tell why that is too good if something speaks for it."""
     from iaunet.inference.evaluation import save_evaluation
     from iaunet.inference.held_out import score_held_out
     from iaunet.inference.scores import format_table
     from iaunet.workers import default_workers
 
-    evaluation = score_held_out(held_out, plan, output, outcomes, default_workers())
+    evaluation = score_held_out(held_out, plan, folder, output, outcomes, default_workers())
     save_evaluation(output, evaluation)
     for line in format_table(evaluation.summary):
         logger.info("%s", line)

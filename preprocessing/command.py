@@ -61,6 +61,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--test", type=Path, metavar="DIR", help="a held-out test set of images and masks, checked but never planned on"
     )
+    parser.add_argument("--no_test", action="store_true", help="go on without the test set named before")
     parser.add_argument("--planner", metavar="auto|paper", help="who decides (default: auto)")
     parser.add_argument("--width", type=int, metavar="N", help="channels of the network's first stage")
     parser.add_argument("--folds", type=int, metavar="N", help="folds of each split (default: 5)")
@@ -69,7 +70,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--replan", action="store_true", help="make a new plan even if plan.json was edited")
     parser.add_argument("--verify_only", action="store_true", help="read and check, then stop")
     parser.add_argument(
-        "--dry_run", action="store_true", help="also plan, but write nothing but problems.csv and check.html"
+        "--dry_run", action="store_true", help="also plan, but write no plan and no arrays"
     )
     return parser
 
@@ -105,6 +106,8 @@ def _run(arguments: argparse.Namespace) -> int:
         "n_folds": arguments.folds,
     }
     said = {name: value for name, value in given.items() if value is not None}
+    if arguments.no_test:
+        said["test"] = None
     wish = Preparation(
         workers=max(1, arguments.workers),
         replan=arguments.replan,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from iaunet.dataset import Case, Dataset, Problem
+from iaunet.dataset import Case, Dataset, MaskCoding, Problem, Source
 from iaunet.errors import DatasetError
 from iaunet.grouping import resolve_groups
 from iaunet.planners.duplicates import NEAR_CORRELATION, correlations_between
@@ -26,7 +26,9 @@ class HeldOut:
 
     ``root`` is its folder, ``sha256`` names the files of each case (image, mask). ``same`` and ``alike`` are pairs of a
     test case and the training case with equal bytes, or nearly the same picture; ``groups`` is the patient or video
-    of each case, empty if not known, and ``shared_groups`` those with cases on both sides.
+    of each case, empty if not known, and ``shared_groups`` those with cases on both sides. ``coding`` is how its true
+    masks stand for labels; ``labels`` and ``training_coding`` are those of the training data it was checked with.
+    ``masks`` is the folder where masks were drawn that had to be made of other files.
     """
 
     root: str
@@ -35,6 +37,10 @@ class HeldOut:
     sha256: dict[str, tuple[str, str | None]]
     same: tuple[tuple[str, str], ...]
     alike: tuple[tuple[str, str], ...]
+    labels: tuple[str, ...]
+    coding: MaskCoding
+    training_coding: MaskCoding
+    masks: str
     groups: dict[str, str]
     shared_groups: tuple[str, ...]
 
@@ -71,12 +77,17 @@ def check_held_out(
     found = _find(dataset, layout, masks)
     if found is None:
         return None, []
-    root, cases, understood, of_files = found
-    read = fingerprint_dataset(root, cases, workers, skip_faulty=True, slicing=dataset.slicing, given=dataset.coding)
+    root, cases, understood, of_files = found.root, found.cases, found.understood, found.problems
+    given = dataset.coding if len(dataset.labels) > 1 else found.coding  # one label may be written by another value
+    read = fingerprint_dataset(root, cases, workers, skip_faulty=True, slicing=dataset.slicing, given=given)
     problems = [_placed(problem) for problem in (*of_files, *read.problems)]
     sound = tuple(case for case in cases if case.name not in read.faulty)
-    if read.fingerprint is None:
+    if read.fingerprint is None or read.coding is None:
         return None, problems
+    if len(read.coding.outputs) != len(dataset.labels):
+        what = f"masks hold {len(read.coding.outputs)} labels, those of the training data {_listed(dataset.labels)}"
+        mend = "save its masks with the values of the training masks"
+        return None, [*problems, Problem(level="fault", file=TEST_SET, what=what, mend=mend)]
     hashes = {case.name: (case.image_sha256, case.mask_sha256) for case in read.fingerprint.cases}
     same = _same(reading, hashes)
     alike = [pair for pair in _alike(reading, read) if pair[0] not in {test for test, _ in same}]
@@ -88,51 +99,68 @@ def check_held_out(
         sha256=hashes,
         same=tuple(same),
         alike=tuple(alike),
+        labels=dataset.labels,
+        coding=read.coding,
+        training_coding=dataset.coding,
+        masks=str(masks),
         groups=groups,
         shared_groups=tuple(sorted({*groups.values()} & {*dataset.groups.values()})),
     )
     return held_out, [*problems, *note, *_leaks(held_out)]
 
 
-def _find(
-    dataset: Dataset, layout: Layout, masks: Path
-) -> tuple[Path, tuple[Case, ...], str, tuple[Problem, ...]] | None:
-    """Root, cases, line and problems of the test set: the one the user names, else the folder's own.
+@dataclass(frozen=True, kw_only=True)
+class _Found:
+    """A test set before its pixels are read: as a `Layout`, with its root."""
 
-    It has no cases where its labels are not those of the training data.
-    """
+    root: Path
+    cases: tuple[Case, ...]
+    understood: str
+    problems: tuple[Problem, ...] = ()
+    coding: MaskCoding | None = None
+
+
+def _find(dataset: Dataset, layout: Layout, masks: Path) -> _Found | None:
+    """The test set that the user names, else the folder's own; no cases if its labels are not those of training."""
     source = dataset.source
     root = Path(source.root)
     slice_axis = dataset.slicing.slice_axis
     plain = dataclasses.replace(source, images=None, masks=None, test=None, missing_mask="error", slice_axis=slice_axis)
     if source.test is not None:
-        found = understand(dataclasses.replace(plain, root=source.test), masks / "test")
-        differing = _differing_labels(dataset, found)
-        cases = () if differing else found.cases
-        return Path(source.test), cases, found.understood, (*found.problems, *differing)
+        return _understood(dataset, dataclasses.replace(plain, root=source.test), masks)
     if layout.test_cases:
         cases = tuple(case for case in layout.test_cases if case.mask is not None)
-        return (root, cases, f"{len(cases)} cases of {TEST_IMAGES} and {TEST_MASKS}", ()) if cases else None
+        line = f"{len(cases)} cases of {TEST_IMAGES} and {TEST_MASKS}"
+        return _Found(root=root, cases=cases, understood=line, coding=layout.coding) if cases else None
     if layout.coding is None and (root / TEST_IMAGES).is_dir() and (root / TEST_MASKS).is_dir():
         folders = {"images": str(root / TEST_IMAGES), "masks": str(root / TEST_MASKS)}
-        found = understand(dataclasses.replace(plain, **folders), masks / "test")  # type: ignore[arg-type]
-        differing = _differing_labels(dataset, found)
-        return root, () if differing else found.cases, found.understood, (*found.problems, *differing)
+        return _understood(dataset, dataclasses.replace(plain, **folders), masks)  # type: ignore[arg-type]
     return None
+
+
+def _understood(dataset: Dataset, source: Source, masks: Path) -> _Found:
+    found = understand(source, masks / "test")
+    differing = _differing_labels(dataset, found)
+    return _Found(
+        root=Path(source.root),
+        cases=() if differing else found.cases,
+        understood=found.understood,
+        problems=(*found.problems, *differing),
+        coding=found.coding,
+    )
 
 
 def _differing_labels(dataset: Dataset, found: Layout) -> list[Problem]:
     """A fault if the values of the test masks stand for other labels than those of the training masks."""
-    if found.labels is None or found.coding is None:
-        return []  # the masks' own values, as in the training data
+    if found.labels is None or found.coding is None or len(found.labels) == len(dataset.labels) == 1:
+        return []  # the masks' own values, as in the training data; one label has no other to be taken for
     here, there = found.coding, dataset.coding
     same_names = [*map(str.casefold, found.labels)] == [*map(str.casefold, dataset.labels[: len(found.labels)])]
     same_values = here.values == there.values[: len(here.values)]
     same_regions = (here.regions, here.regions_class_order) == (there.regions, there.regions_class_order)
-    is_told = not found.are_numbered or len(found.labels) == len(dataset.labels) == 1
-    if same_names and same_values and same_regions and is_told:
+    if same_names and same_values and same_regions and not found.are_numbered:
         return []
-    if not is_told:
+    if found.are_numbered:
         what, mend = "colours are numbered by frequency here", "name them in a labelmap.txt beside either set"
     else:
         what = f"labels are {_listed(found.labels)}, those of the training data {_listed(dataset.labels)}"

@@ -118,6 +118,8 @@ def _find_several(source: Source, files: Files) -> dict[str, list[Path]]:
     unpaired = files.masks.keys() - files.images.keys() and files.images.keys() - files.masks.keys()
     if not (unpaired or any(len(paths) > 1 for paths in files.masks.values())):
         return {}
+    if any(is_volume(path) for paths in files.masks.values() for path in paths):
+        return {}  # only pictures are united
     root = Path(source.masks or source.root)
     by_name = {path.relative_to(root).as_posix(): path for paths in files.masks.values() for path in paths}
     groups = group_masks([*files.images], [*by_name])
