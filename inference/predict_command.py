@@ -40,7 +40,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--run", nargs="+", metavar="NAME", help="runs to use (default: the only one)")
     parser.add_argument("--network", metavar="NAME", help="trust the stranger's network the run was trained with")
     parser.add_argument("--overlay", action="store_true", help="also draw the contours on the images")
-    parser.add_argument("--probabilities", action="store_true", help="also write probabilities: 16-bit PNG, float32 for volumes")
+    parser.add_argument(
+        "--probabilities", action="store_true", help="also write probabilities: 16-bit PNG, float32 for volumes"
+    )
     parser.add_argument(
         "--dicom_seg", action="store_true", help="also write DICOM segmentations of DICOM images (iaunet[dicom])"
     )

@@ -69,9 +69,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--workers", type=int, default=default_workers(), metavar="N", help="processes")
     parser.add_argument("--replan", action="store_true", help="make a new plan even if plan.json was edited")
     parser.add_argument("--verify_only", action="store_true", help="read and check, then stop")
-    parser.add_argument(
-        "--dry_run", action="store_true", help="also plan, but write no plan and no arrays"
-    )
+    parser.add_argument("--dry_run", action="store_true", help="also plan, but write no plan and no arrays")
     return parser
 
 
