@@ -70,11 +70,6 @@ class Files:
     understood: str
 
 
-def discover_cases(source: Source) -> Discovery:
-    """Pair the images of a folder with their masks: `find_files`, then `pair_files`."""
-    return pair_files(find_files(source), source)
-
-
 def find_files(source: Source) -> Files:
     """Find the images and the masks of a folder.
 

@@ -1,6 +1,6 @@
 """Puts predicted rows together: tiles to pictures, pictures to the case."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -146,11 +146,3 @@ def _weight(size: Size) -> NDArray[np.float32]:
     """The weight of each pixel of a tile, 1 in its middle; 1e-7 in its corners is still exact enough to divide by."""
     axes = [np.exp(-0.5 * ((np.arange(side) - (side - 1) / 2) / (SIGMA * side)) ** 2) for side in size]
     return np.asarray(np.outer(*axes), np.float32)
-
-
-def assemble(case: CaseInput, plan: Plan, probabilities: Sequence[NDArray[np.float32]]) -> Prediction:
-    """The prediction of a case from those of all its rows [outputs, *input_size], with probabilities."""
-    assembly = Assembly(case, plan, keep_probabilities=True)
-    for row in probabilities:
-        assembly.add(row)
-    return assembly.prediction

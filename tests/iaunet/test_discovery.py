@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from iaunet.dataset import Source
-from iaunet.discovery import discover_cases, list_images, natural_order
+from iaunet.discovery import find_files, list_images, natural_order, pair_files
 from iaunet.errors import DatasetError
 
 
@@ -20,7 +20,8 @@ def discover(tmp_path):
         for file in files:
             (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / file).touch()
-        return discover_cases(Source(root=str(tmp_path), **source))
+        where = Source(root=str(tmp_path), **source)
+        return pair_files(find_files(where), where)
 
     return discover
 
@@ -127,7 +128,7 @@ def test_files_outside_the_root_keep_their_whole_path(tmp_path, discover):
     discover("b/images/1.png", "b/masks/1.png", "a/readme.txt")
 
     source = Source(root=str(tmp_path / "a"), images=str(outside / "images"), masks=str(outside / "masks"))
-    (case,) = discover_cases(source).cases
+    (case,) = pair_files(find_files(source), source).cases
 
     assert (case.name, case.images, case.mask) == ("1", (f"{outside}/images/1.png",), f"{outside}/masks/1.png")
 

@@ -8,12 +8,20 @@ from hypothesis import strategies as st
 
 from iaunet import resample
 from iaunet.dataset import MaskCoding
-from iaunet.inference.mosaic import SIGMA, Assembly, assemble
+from iaunet.inference.mosaic import SIGMA, Assembly
 from iaunet.preprocessing.cases import CaseInput, place_rows
 
 SIDES = st.integers(40, 900)
 SCALES = st.sampled_from([1.0, 0.5, 0.25, 0.37])
 TWO = {"labels": ("a", "b"), "coding": MaskCoding(kind="values", values=(1, 2), written=(1, 2))}
+
+
+def assemble(case, plan, rows):
+    """The prediction of a case from the probabilities of all its rows."""
+    assembly = Assembly(case, plan, keep_probabilities=True)
+    for row in rows:
+        assembly.add(row)
+    return assembly.prediction
 
 
 def case_of(plan, shape, spacing_mm=None):

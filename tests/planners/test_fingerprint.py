@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from iaunet.dataset import Source
-from iaunet.discovery import discover_cases
+from iaunet.discovery import find_files, pair_files
 from iaunet.planners.fingerprint import Fingerprint, fingerprint_dataset, label_names
 from iaunet.planners.mask_values import judge_masks
 from iaunet.planners.rules import InputMode, choose_input_mode, find_lost_detail
@@ -16,7 +16,8 @@ from iaunet.records import from_json, to_json
 
 
 def read(folder, workers=1, skip_faulty=False):
-    cases = discover_cases(Source(root=str(folder), missing_mask="empty")).cases
+    source = Source(root=str(folder), missing_mask="empty")
+    cases = pair_files(find_files(source), source).cases
     return fingerprint_dataset(folder, cases, workers, skip_faulty)
 
 
@@ -261,7 +262,8 @@ def test_clinicdb_has_the_facts_it_is_known_for(real_data):
     with (folder / "sequences.csv").open(newline="") as file:
         sequences = {row["sample_id"]: row["sequence_id"] for row in csv.DictReader(file)}
 
-    cases = discover_cases(Source(root=str(folder))).cases
+    source = Source(root=str(folder))
+    cases = pair_files(find_files(source), source).cases
     fingerprint = fingerprint_dataset(folder, cases[::2], workers=2).fingerprint
 
     assert len(cases) == 612

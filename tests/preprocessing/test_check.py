@@ -13,7 +13,7 @@ from PIL import Image
 
 from iaunet.contours import LABEL_COLOURS, find_contour, label_colour
 from iaunet.dataset import IGNORED, Dataset, MaskCoding, Problem, Source
-from iaunet.discovery import discover_cases
+from iaunet.discovery import find_files, pair_files
 from iaunet.planners.fingerprint import fingerprint_dataset
 from iaunet.preprocessing.arrays import open_arrays
 from iaunet.preprocessing.check import N_SPREAD, PROBLEM_BYTES, robust_z, write_check
@@ -101,7 +101,7 @@ def cut(path, n_bytes=1000):
 
 def read(raw, skip_faulty=False):
     source = Source(root=str(raw), skip_faulty=skip_faulty)
-    discovery = discover_cases(source)
+    discovery = pair_files(find_files(source), source)
     reading = fingerprint_dataset(raw, discovery.cases, 1, skip_faulty)
     return source, discovery, [*discovery.problems, *reading.problems]
 
