@@ -314,6 +314,10 @@ def _decode_with_pydicom(frames: Frames, reason: str) -> NDArray[np.generic]:
             warnings.simplefilter("ignore")
             dataset = pydicom.dcmread(header.path)
             pixels = np.asarray(dataset.pixel_array).reshape(frames.n, *frames.size, -1)
+    except MemoryError as fault:
+        raise FileError(
+            f"{name} needs more memory than there is", "use fewer workers or close other programs"
+        ) from fault
     except Exception as fault:  # its plugins and parsers raise what they like, even StopIteration
         raise FileError(f"{name} {reason} that cannot be decoded", "export it again without compression") from fault
     stored = header.whole(_BITS_STORED)

@@ -211,17 +211,11 @@ def fingerprint_dataset(
         pixels.add(measured.depth, measured.histograms)
         foreground.add((measured.depth, measured.read_as), measured.foreground)
         measurements.append(measured.without_histograms())
-    problems = [problem for measurement in measurements for problem in measurement.problems]
-    sound = [measurement for measurement in measurements if not measurement.problems]
-    depth = _usual_depth(sound)
-    problems += _mixed_images(sound, depth, tasks)
-    sound = [measurement for measurement in sound if measurement.depth == depth]
-    suspicions = find_suspicions([shapes for measurement in sound for shapes in measurement.shapes])
-    problems += suspicions
+    sound, problems, suspect = _sift(measurements, tasks)
     faulty = frozenset(case.name for case in cases) - {measurement.case for measurement in sound}
-    suspect = _cases_of({problem.file for problem in suspicions if problem.level == "fault"}, tasks)
     if not sound or ((faulty or suspect) and not skip_faulty):
         return Reading(None, None, tuple(problems), faulty | suspect)
+    depth = sound[0].depth
 
     def without(others: frozenset[str]) -> Reading:
         """As if these cases had never been there: the sums and the coding hold what is spoiled by now."""
@@ -255,8 +249,19 @@ def fingerprint_dataset(
     return Reading(fingerprint, coding, (*problems, *notes, *_notes(sound)), faulty, thumbnails)
 
 
-def _cases_of(mask_files: set[str], tasks: Sequence[MeasureTask]) -> frozenset[str]:
-    return frozenset(task.case for task in tasks if task.mask_file in mask_files)
+def _sift(
+    measurements: Sequence[Measurement], tasks: Sequence[MeasureTask]
+) -> tuple[list[Measurement], list[Problem], frozenset[str]]:
+    """The cases that can be read and have one pixel type, all problems so far, and those whose masks look wrong."""
+    problems = [problem for measurement in measurements for problem in measurement.problems]
+    sound = [measurement for measurement in measurements if not measurement.problems]
+    depth = _usual_depth(sound)
+    problems += _mixed_images(sound, depth, tasks)
+    sound = [measurement for measurement in sound if measurement.depth == depth]
+    suspicions = find_suspicions([shapes for measurement in sound for shapes in measurement.shapes])
+    wrong = {problem.file for problem in suspicions if problem.level == "fault"}
+    suspect = frozenset(task.case for task in tasks if task.mask_file in wrong)
+    return sound, [*problems, *suspicions], suspect
 
 
 class _Totals:

@@ -248,13 +248,9 @@ class _Gallery:
         self._pictures |= {name: tuple(drawn[task] for task in several) for name, several in tasks.items()}
 
 
-def _rows_of(arrays: Arrays, names: Sequence[str]) -> dict[str, list[int]]:
+def _rows_of(arrays: Arrays, names: Sequence[str]) -> dict[str, range]:
     """The rows of each case."""
-    rows: dict[str, list[int]] = {name: [] for name in names}
-    for number, row in enumerate(arrays.index.rows):
-        if row.case in rows:
-            rows[row.case].append(number)
-    return {name: several for name, several in rows.items() if several}
+    return {name: arrays.cases[name].rows for name in names if name in arrays.cases}
 
 
 def _best_row(arrays: Arrays, rows: Sequence[int]) -> int:

@@ -16,7 +16,7 @@ from iaunet.dataset import DEFAULT_SLICING, Case, MaskCoding, Problem, SliceAxis
 from iaunet.discovery import Files, find_files, pair_files
 from iaunet.errors import FileError
 from iaunet.files import may_hold_colours
-from iaunet.nnunet import NnunetDataset, is_nnunet_dataset, normalisation_of, read_nnunet
+from iaunet.nnunet import DATASET_FILE, NnunetDataset, is_nnunet_dataset, normalisation_of, read_nnunet
 from iaunet.stacks import SLICE_AXES, is_volume, read_volume_header
 
 EQUAL_MM = 0.01
@@ -60,6 +60,10 @@ def understand(source: Source, masks: Path) -> Layout:
     root = Path(source.root)
     if source.images is None and is_nnunet_dataset(root):
         layout = _of_nnunet(read_nnunet(root))
+        if source.missing_mask != "error":
+            what = f"--missing_mask {source.missing_mask} has no effect on a dataset of nnU-Net"
+            note = Problem(level="note", file=DATASET_FILE, what=what, mend="add the masks, or remove their images")
+            layout = dataclasses.replace(layout, problems=(*layout.problems, note))
     else:
         layout = _of_folder(source, masks)
     slicing, why = choose_slicing(root, layout.cases, source)

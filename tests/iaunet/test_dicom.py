@@ -781,6 +781,21 @@ def test_what_simpleitk_would_read_wrongly_asks_for_pydicom_where_it_is_missing(
             read_series([path])
 
 
+def test_want_of_memory_is_not_called_damage(tmp_path, monkeypatch):
+    pydicom = pytest.importorskip("pydicom")
+    signed = dataset_of(SIGNED, BitsStored=12)
+    signed.compress(uid.RLELossless)
+    path = save(tmp_path / "a.dcm", signed, uid.RLELossless)
+
+    def run_out(path):
+        raise MemoryError
+
+    monkeypatch.setattr(pydicom, "dcmread", run_out)
+
+    with pytest.raises(FileError, match=r"a\.dcm needs more memory than there is: use fewer workers or close other"):
+        read_series([path])
+
+
 def test_importing_reads_no_image_library():
     heavy = "SimpleITK pydicom highdicom nibabel"
     code = f"import sys, iaunet.dicom; print([name for name in {heavy.split()} if name in sys.modules])"

@@ -87,3 +87,21 @@ def test_an_image_among_images_of_longer_names_keeps_the_mask_of_its_own_name(tm
         "scan_2": (10, 9),
         "t": (30, 18),
     }
+
+
+def test_what_is_said_of_missing_masks_is_told_to_be_of_no_effect_on_a_dataset_of_nnunet(tmp_path):
+    root = tmp_path / "Dataset001_Toy"
+    for part in ("imagesTr", "labelsTr"):
+        (root / part).mkdir(parents=True)
+    Image.fromarray(np.full((8, 8), 90, np.uint8)).save(root / "imagesTr" / "a_0000.png")
+    Image.fromarray(np.eye(8, dtype=np.uint8)).save(root / "labelsTr" / "a.png")
+    described = {"channel_names": {"0": "grey"}, "labels": {"background": 0, "x": 1}, "file_ending": ".png"}
+    (root / "dataset.json").write_text(json.dumps({**described, "numTraining": 1}))
+
+    silent = understand(Source(root=str(root)), tmp_path / "masks")
+    told = understand(Source(root=str(root), missing_mask="skip"), tmp_path / "masks")
+
+    assert silent.problems == ()
+    assert [(problem.level, problem.what) for problem in told.problems] == [
+        ("note", "--missing_mask skip has no effect on a dataset of nnU-Net")
+    ]
