@@ -17,7 +17,7 @@ test: lint types
 	$(MAKE) wheel-test
 
 test-all: lint types
-	$(BIN)/pytest --cov --cov-report=term-missing:skip-covered
+	$(BIN)/pytest --hypothesis-profile=searching --cov --cov-report=term-missing:skip-covered
 	$(MAKE) wheel-test
 
 lint: $(VENV)/installed

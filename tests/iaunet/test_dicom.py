@@ -738,7 +738,7 @@ def samples(tmp_path_factory):
     ]
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(0, 3), st.floats(0, 1), st.lists(st.tuples(st.floats(0, 0.999), st.integers(0, 255)), max_size=4))
 def test_a_header_damaged_anywhere_is_a_fault_of_the_file_or_none(tmp_path, samples, which, kept, changes):
     data = bytearray(samples[which][: int(len(samples[which]) * kept)])

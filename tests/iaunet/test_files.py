@@ -295,7 +295,7 @@ SOUND = [
 ]
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(st.sampled_from(SOUND), st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), max_size=8), st.floats(0, 1))
 @pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's own on damaged metadata
 def test_a_damaged_file_is_an_image_or_a_named_fault(data, changes, kept):

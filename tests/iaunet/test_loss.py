@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from iaunet.loss import bce_dice_loss
@@ -32,7 +32,6 @@ def tensors(*arrays):
     return [torch.from_numpy(array) for array in arrays]
 
 
-@settings(deadline=None)
 @given(
     seed=st.integers(0, 10**6),
     shape=st.tuples(st.integers(1, 3), st.integers(1, 3), st.integers(1, 6), st.integers(1, 6)),

@@ -160,7 +160,7 @@ def damaged(tmp_path_factory):
     return path, path.read_bytes()
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.data())
 def test_pages_damaged_anywhere_say_what_they_were_made_from_or_nothing(damaged, data):
     path, whole = damaged

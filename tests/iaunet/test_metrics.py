@@ -2,7 +2,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from scipy import ndimage
@@ -111,7 +111,6 @@ def test_the_truth_is_empty_without_positives():
     assert not count(EMPTY, DOT).truth_is_empty
 
 
-@settings(deadline=None)
 @given(mask_pairs(), SPACINGS, st.booleans())
 def test_surface_distances_are_those_of_all_pairs(masks, spacing, known):
     prediction, truth = masks
@@ -124,7 +123,6 @@ def test_surface_distances_are_those_of_all_pairs(masks, spacing, known):
     np.testing.assert_allclose(back, expected[1])
 
 
-@settings(deadline=None)
 @given(mask_pairs(), SPACINGS)
 def test_distance_metrics_are_symmetric_and_scale_with_the_spacing(masks, spacing):
     prediction, truth = masks

@@ -275,7 +275,7 @@ def test_all_that_is_wrong_with_a_description_is_told_in_one_message(root):
         read_nnunet(root)
 
 
-@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_whatever_a_description_holds_it_is_read_or_refused(root, data):
     scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3)

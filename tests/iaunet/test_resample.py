@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from iaunet.resample import (
@@ -37,7 +37,6 @@ def random_mask(seed, size, values):
     return np.random.default_rng(seed).choice(np.array(values, np.uint8), size)
 
 
-@settings(deadline=None)
 @given(SEEDS, SIZES, SIZES, st.sampled_from(["uint16", "int16", "float32", "float64"]))
 def test_images_are_resized_as_the_textbook_says(seed, size, target, dtype):
     image = (np.random.default_rng(seed).random((2, *size)) * 1000).astype(dtype)
@@ -49,7 +48,6 @@ def test_images_are_resized_as_the_textbook_says(seed, size, target, dtype):
     np.testing.assert_allclose(resized, resize_by_the_textbook(image, target), atol=2e-3)
 
 
-@settings(deadline=None)
 @given(SEEDS, SIZES, SIZES, st.integers(1, 4))
 def test_8_bit_images_are_within_one_of_the_float_result(seed, size, target, channels):
     image = np.random.default_rng(seed).integers(0, 256, (channels, *size), dtype=np.uint8)
@@ -93,7 +91,6 @@ def test_a_size_without_pixels_is_refused(resize, size):
         resize(np.ones((1, 4, 4), np.float32), size)
 
 
-@settings(deadline=None)
 @given(SEEDS, SIZES, SIZES)
 def test_probabilities_stay_between_their_extremes(seed, size, target):
     probabilities = np.random.default_rng(seed).random((2, *size), np.float32).round()
@@ -105,7 +102,6 @@ def test_probabilities_stay_between_their_extremes(seed, size, target):
     assert resized.max() <= probabilities.max()
 
 
-@settings(deadline=None)
 @given(SEEDS, SIZES, SIZES, st.sampled_from([(0, 1), (0, 255), (0, 1, 2, 3), (3, 7, 9), (5,), (0,)]))
 def test_a_pixel_of_a_resized_mask_has_a_label_that_covers_most_of_it(seed, size, target, values):
     mask = random_mask(seed, size, values)
@@ -119,7 +115,6 @@ def test_a_pixel_of_a_resized_mask_has_a_label_that_covers_most_of_it(seed, size
         assert np.all(coverage[value][resized == value] >= most[resized == value] - 3e-6)
 
 
-@settings(deadline=None)
 @given(SEEDS, SIZES, SIZES, st.sampled_from([1, 255]))
 def test_a_binary_mask_is_its_coverage_of_a_half_or_more(seed, size, target, value):
     mask = random_mask(seed, size, (0, value))
@@ -135,7 +130,6 @@ def test_ties_go_to_the_lowest_label_and_to_the_background_last():
     assert resize_mask(np.array([[0, 5], [8, 2]], np.uint8), (1, 1)) == 2
 
 
-@settings(deadline=None)
 @given(SEEDS, SIZES, SIZES, st.sampled_from([0, 1]))
 def test_masks_and_flips_commute(seed, size, target, axis):
     mask = random_mask(seed, size, range(4))
@@ -222,7 +216,6 @@ def crop(array, window):
     return array[..., top : top + height, left : left + width]
 
 
-@settings(deadline=None)
 @given(st.data(), SEEDS, LARGE_SIZES, SCALES, st.sampled_from(["uint8", "uint16", "float32"]))
 def test_a_window_of_a_resized_image_is_that_part_of_the_whole(data, seed, size, scale, dtype):
     height, width = scaled(size, scale)
@@ -236,11 +229,11 @@ def test_a_window_of_a_resized_image_is_that_part_of_the_whole(data, seed, size,
     whole = crop(resize_image(image, (height, width)), window)
     assert part.dtype == np.float32
     assert part.shape == whole.shape
-    # 8 bits are rounded after each axis, in an order that depends on the sizes; corners of windows are float32
-    np.testing.assert_allclose(part, whole, atol={"uint8": 1, "uint16": 255 * 5e-5, "float32": 5e-5}[dtype])
+    # Corners of windows are float32. 8 bits are rounded after each axis, and the order of the axes depends on the
+    # sizes: either result is at most 1 from the exact one, so they are 2 apart at most
+    np.testing.assert_allclose(part, whole, atol={"uint8": 2, "uint16": 255 * 5e-5, "float32": 5e-5}[dtype])
 
 
-@settings(deadline=None)
 @given(st.data(), SEEDS, LARGE_SIZES, st.sampled_from([1.0, 0.5, 0.25, 2.0]))
 def test_a_window_at_a_scale_of_a_power_of_two_is_exact(data, seed, size, scale):
     size = tuple(-(-side // 4) * 4 for side in size)
@@ -254,7 +247,6 @@ def test_a_window_at_a_scale_of_a_power_of_two_is_exact(data, seed, size, scale)
     np.testing.assert_array_equal(labels, crop(resize_mask(mask, scaled(size, scale)), window))
 
 
-@settings(deadline=None)
 @given(st.data(), SEEDS, LARGE_SIZES, SCALES, st.sampled_from([(0, 1), (0, 255), (0, 1, 2, 3)]))
 def test_a_window_of_a_resized_mask_is_that_part_of_the_whole(data, seed, size, scale, values):
     window = draw_window(data, scaled(size, scale))
@@ -279,7 +271,6 @@ def test_a_window_of_an_equal_size_is_a_copy():
     assert not np.shares_memory(labels, mask)
 
 
-@settings(deadline=None)
 @given(
     SEEDS,
     st.tuples(st.integers(1, 400), st.integers(1, 12)),

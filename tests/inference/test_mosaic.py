@@ -56,7 +56,7 @@ def at_once(case, rows):
     return resample.resize_probabilities((sums / weights).astype(np.float32), first.native_size)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(SIDES, SIDES, SCALES)
 def test_maps_that_are_known_in_the_resized_picture_come_back_as_they_are(make_plan, height, width, scale):
     plan = make_plan(tile_scale=scale, **TWO)
@@ -70,7 +70,7 @@ def test_maps_that_are_known_in_the_resized_picture_come_back_as_they_are(make_p
     np.testing.assert_allclose(found[0], smooth((height, width))[0], atol=half_a_pixel + 1e-5)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(SIDES, SIDES, SCALES, st.integers(0, 9))
 def test_bands_give_what_the_whole_picture_gives_at_once(make_plan, height, width, scale, seed):
     plan = make_plan(tile_scale=scale, **TWO)
@@ -83,7 +83,7 @@ def test_bands_give_what_the_whole_picture_gives_at_once(make_plan, height, widt
     np.testing.assert_array_equal(found.labels, plan.decide(found.probabilities))
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(SIDES, SIDES, st.floats(0.01, 1), st.sampled_from([0.5, 0.25, 0.3, 1.0]))
 def test_what_is_constant_stays_constant(make_plan, height, width, scale, value):
     plan = make_plan(tile_scale=scale)
@@ -93,7 +93,7 @@ def test_what_is_constant_stays_constant(make_plan, height, width, scale, value)
     np.testing.assert_allclose(assemble(case, plan, rows).probabilities, value, rtol=1e-5)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.integers(1, 3), SIDES, SIDES, SCALES)
 def test_every_row_of_pixels_is_given_once_from_the_top_down(make_plan, slices, height, width, scale):
     plan = make_plan(tile_scale=scale)
@@ -130,7 +130,7 @@ def test_a_picture_of_one_tile_is_that_of_the_whole_image_to_the_bit(make_plan, 
     np.testing.assert_array_equal(found.labels[0], expected[0] >= 0.5)
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(st.integers(2, 4), st.integers(65, 200), st.integers(20, 200), st.sampled_from([1.0, 0.5]))
 def test_slices_of_several_tiles_do_not_mix(make_plan, slices, height, width, scale):
     plan = make_plan(tile_scale=scale, **TWO)

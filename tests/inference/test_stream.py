@@ -85,7 +85,7 @@ def test_no_more_than_a_few_batches_are_under_way_however_many_items_there_are(p
     assert most <= 8 * predictor.batch_size
 
 
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.integers(1, 30), max_size=12), st.integers(1, 9), st.sets(st.integers(0, 11)), st.booleans())
 def test_cases_of_many_rows_among_cases_of_one_get_their_own_rows_in_order(predictor, n_rows, batch_size, bad, keep):
     predictor.batch_size = batch_size

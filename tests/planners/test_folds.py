@@ -38,7 +38,6 @@ def datasets(draw):
     return names, shares, draw(st.sampled_from([groups, {}])), exact, near, draw(st.integers(2, 5))
 
 
-@settings(deadline=None)
 @given(datasets(), st.data())
 def test_folds_hold_each_case_out_once_and_keep_together_what_belongs_together(case, fingerprint, drawn, data):
     names, shares, groups, exact, near, n_folds = drawn
@@ -149,7 +148,7 @@ def test_near_duplicates_that_leave_too_few_parts_leave_out_only_the_grouped_spl
         find_split(splits, "grouped", NAMES[:6], {})
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.sets(st.sampled_from(NAMES), min_size=20), st.sets(st.sampled_from(NAMES), min_size=20))
 def test_known_cases_keep_their_fold_when_cases_come_and_go(case, fingerprint, before, after):
     def splits_of(names, known=None):

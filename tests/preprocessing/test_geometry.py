@@ -2,7 +2,7 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from iaunet.preprocessing.geometry import MODES, Geometry, place
@@ -34,7 +34,6 @@ def random_mask(geometry, seed=0, n_labels=3):
     return np.random.default_rng(seed).integers(0, n_labels + 1, geometry.native_size, dtype=np.uint8)
 
 
-@settings(deadline=None)
 @given(GEOMETRIES, st.integers(1, 3))
 def test_an_image_fills_the_input_and_comes_back_at_its_native_size(geometry, channels):
     image = np.random.default_rng(0).random((channels, *geometry.native_size), np.float32)
@@ -47,7 +46,6 @@ def test_an_image_fills_the_input_and_comes_back_at_its_native_size(geometry, ch
     assert filled.dtype == restored.dtype == np.float32
 
 
-@settings(deadline=None)
 @given(GEOMETRIES, st.sampled_from(["uint8", "uint16", "float32"]))
 def test_a_constant_image_is_constant_in_the_content_and_the_fill_around_it(geometry, dtype):
     content = geometry.resize_image(np.full((1, *geometry.native_size), 200, dtype))
@@ -59,7 +57,6 @@ def test_a_constant_image_is_constant_in_the_content_and_the_fill_around_it(geom
     assert np.count_nonzero(padded != -3.0) == content.size
 
 
-@settings(deadline=None)
 @given(GEOMETRIES)
 def test_padding_never_reaches_the_image(geometry):
     image = np.ones((1, *geometry.native_size), np.float32)
@@ -69,7 +66,6 @@ def test_padding_never_reaches_the_image(geometry):
     np.testing.assert_allclose(restored, 1, rtol=1e-6)
 
 
-@settings(deadline=None)
 @given(GEOMETRIES)
 def test_a_mask_there_and_back_is_what_resizing_makes_of_it(geometry):
     mask = random_mask(geometry)
@@ -83,7 +79,6 @@ def test_a_mask_there_and_back_is_what_resizing_makes_of_it(geometry):
     np.testing.assert_array_equal(restored, resize_probabilities(one_hot(small, [1, 2, 3]), geometry.native_size))
 
 
-@settings(deadline=None)
 @given(GEOMETRIES, st.sampled_from([-2, -1]))
 def test_flips_commute_with_there_and_back(geometry, axis):
     image = np.random.default_rng(0).random((1, *geometry.native_size), np.float32)
@@ -93,7 +88,6 @@ def test_flips_commute_with_there_and_back(geometry, axis):
     np.testing.assert_allclose(flipped, np.flip(there_and_back(geometry, image), axis), atol=ROUNDING)
 
 
-@settings(deadline=None)
 @given(GEOMETRIES, st.sampled_from([-2, -1]))
 def test_flips_commute_with_the_input_where_the_image_can_be_centred(geometry, axis):
     room = np.subtract(geometry.input_size, geometry.content[2:])
@@ -106,7 +100,6 @@ def test_flips_commute_with_the_input_where_the_image_can_be_centred(geometry, a
     np.testing.assert_array_equal(flipped, np.roll(np.flip(expected, axis), -shift, axis))
 
 
-@settings(deadline=None)
 @given(
     st.sampled_from(WHOLE_MODES),
     st.tuples(st.integers(64, 160), st.integers(64, 160)),
@@ -150,7 +143,6 @@ def test_letterbox_centres_the_image_and_keeps_its_aspect(native_size, content):
     assert Geometry.of("letterbox", native_size, (256, 256)).content == content
 
 
-@settings(deadline=None)
 @given(GEOMETRIES)
 def test_letterbox_keeps_the_aspect_to_the_pixel(geometry):
     letterbox = Geometry.of("letterbox", geometry.native_size, geometry.input_size)
@@ -163,7 +155,6 @@ def test_letterbox_keeps_the_aspect_to_the_pixel(geometry):
     assert np.all(np.abs(np.subtract(letterbox.input_size, sides) - np.multiply(2, (top, left))) <= 1)
 
 
-@settings(deadline=None)
 @given(GEOMETRIES)
 def test_a_geometry_survives_its_json(geometry):
     assert from_json(Geometry, json.loads(json.dumps(to_json(geometry)))) == geometry
@@ -219,7 +210,6 @@ def place_tiles(tiled):
     return place("tiles", native_size, input_size, scale=scale)
 
 
-@settings(deadline=None)
 @given(TILED)
 def test_tiles_hold_every_pixel_of_the_resized_picture(tiled):
     geometries = place_tiles(tiled)
@@ -234,7 +224,6 @@ def test_tiles_hold_every_pixel_of_the_resized_picture(tiled):
     assert [geometry.origin for geometry in geometries] == sorted({geometry.origin for geometry in geometries})
 
 
-@settings(deadline=None)
 @given(TILED)
 def test_tiles_put_together_are_the_resized_picture(tiled):
     geometries = place_tiles(tiled)

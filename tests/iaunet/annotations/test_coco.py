@@ -2,7 +2,7 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -98,7 +98,6 @@ def test_a_known_code_of_the_format_is_read():
     assert decode_counts("5321").tolist() == [5, 3, 2, 4]
 
 
-@settings(deadline=None)
 @given(arrays(np.bool_, st.tuples(st.integers(1, 12), st.integers(1, 12))))
 def test_the_code_of_any_mask_gives_its_runs(mask):
     assert decode_counts(encode(counts(mask))).tolist() == counts(mask)

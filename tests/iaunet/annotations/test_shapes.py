@@ -3,7 +3,7 @@ import time
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
@@ -30,7 +30,6 @@ def png(mask):
     return buffer.getvalue()
 
 
-@settings(deadline=None)
 @given(arrays(np.bool_, st.tuples(st.integers(1, 9), st.integers(1, 9))).filter(np.any))
 def test_the_borders_of_any_mask_drawn_again_are_the_mask(rings, polygon, mask):
     several = Polygons(tuple(map(ring, rings(mask))))
@@ -43,7 +42,6 @@ def test_the_borders_of_any_mask_drawn_again_are_the_mask(rings, polygon, mask):
 coordinate = st.floats(-4, 14, allow_nan=False, width=32)
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(coordinate, coordinate), min_size=3, max_size=8))
 def test_a_pixel_is_inside_when_a_ray_from_its_centre_crosses_the_polygon_an_odd_number_of_times(pairs):
     expected = np.zeros((10, 12), bool)
@@ -57,7 +55,6 @@ def test_a_pixel_is_inside_when_a_ray_from_its_centre_crosses_the_polygon_an_odd
     np.testing.assert_array_equal(inside(Polygons((ring(pairs),)), expected.shape), expected)
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, 24), st.integers(0, 20)), min_size=3, max_size=7, unique=True),
     st.tuples(st.integers(1, 23), st.integers(1, 19)),
