@@ -3,7 +3,7 @@
 import contextlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -72,6 +72,19 @@ def autocasting(device: torch.device) -> Iterator[None]:
     dtype = mixed_precision(device)
     with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
         yield
+
+
+def random_state(device: torch.device) -> list[torch.Tensor]:
+    """The state of torch's generators that a network may draw from: the CPU's, and the card's if it runs on one."""
+    states = [torch.get_rng_state()]
+    return [*states, torch.cuda.get_rng_state(device)] if device.type == "cuda" else states
+
+
+def restore_random_state(states: Sequence[torch.Tensor], device: torch.device) -> None:
+    """Go back to what `random_state` gave; what was saved on another kind of device is taken as far as it goes."""
+    torch.set_rng_state(states[0])
+    if device.type == "cuda" and len(states) > 1:
+        torch.cuda.set_rng_state(states[1], device)
 
 
 def is_out_of_memory(fault: RuntimeError) -> bool:

@@ -83,6 +83,11 @@ class FoldFolder:
         return self.validation / "scores.csv"
 
     @property
+    def input_scores_csv(self) -> Path:
+        """Their scores at the network's size, as papers give them, where pictures are stretched to it."""
+        return self.validation / "scores_input_size.csv"
+
+    @property
     def summary_json(self) -> Path:
         """Written last: its presence means that the fold is finished."""
         return self.root / "summary.json"
@@ -91,6 +96,11 @@ class FoldFolder:
     def is_finished(self) -> bool:
         """Whether it was trained and, but for "all", validated."""
         return self.summary_json.exists() and self.weights.exists()
+
+    @property
+    def is_scored(self) -> bool:
+        """Whether the scores of held-out cases are there, whether or not the weights are."""
+        return self.summary_json.exists() and self.scores_csv.exists()
 
     def weights_digest(self) -> str:
         """The hash of the weights.

@@ -63,6 +63,7 @@ def predict_stream(
     load: Callable[[Item], CaseInput],
     finish: Callable[[Item, Prediction], Result],
     keep_probabilities: bool = False,
+    keep_rows: bool = False,
 ) -> Iterator[tuple[Item, Result | IaunetError]]:
     """Predict many cases.
 
@@ -72,6 +73,7 @@ def predict_stream(
         load: Makes the network's inputs of an item; called in threads.
         finish: Does with a prediction what is to be done, and returns what is to be told; called in threads.
         keep_probabilities: Whether ``finish`` needs the probabilities.
+        keep_rows: Whether it needs the labels of the rows.
 
     Yields:
         Each item once with its result, or with the error that ``load`` or ``finish`` raised; the order may differ
@@ -96,7 +98,7 @@ def predict_stream(
                     failed.append((item, loaded))
                     continue
                 case = loaded.case
-                job = _Job[Item, Result](item, Assembly(case, predictor.plan, keep_probabilities))
+                job = _Job[Item, Result](item, Assembly(case, predictor.plan, keep_probabilities, keep_rows))
                 yield job, loaded.first
                 for number in range(1, len(case.places)):
                     yield job, case.make(number)

@@ -43,7 +43,8 @@ def validate_fold(
 
     Args:
         predictor: With the fold's network.
-        folder: Gets ``validation/`` with masks and scores.csv, then summary.json.
+        folder: Gets ``validation/`` with masks and scores, at native size and, where the plan stretches pictures, at
+            the network's; then summary.json.
         dataset: Knows the groups.
         arrays: The preprocessed inputs and true masks.
         names: The held-out cases.
@@ -55,10 +56,12 @@ def validate_fold(
     """
     folder.summary_json.unlink(missing_ok=True)  # first, or a killed rerun would count as finished
     shutil.rmtree(folder.validation, ignore_errors=True)
-    scores = _score_cases(predictor, folder, arrays, names)
-    order = {name: i for i, name in enumerate(names)}
-    scores.sort(key=lambda score: order[score.name])
+    scored = _score_cases(predictor, folder, arrays, names)
+    scores = [scored[name][0] for name in names]
     write_scores(folder.scores_csv, scores)
+    at_input_size = [score for name in names if (score := scored[name][1])]
+    if at_input_size:
+        write_scores(folder.input_scores_csv, at_input_size)
     summary = summarise_scores(scores, _groups(dataset, names), unit=_distance_unit(arrays))
     write_summary(folder, {**notes, "scores": to_json(summary)})
     return summary
@@ -110,23 +113,30 @@ def _groups(dataset: Dataset, names: Iterable[str]) -> dict[str, str]:
     return {name: dataset.groups[name] for name in names if name in dataset.groups}
 
 
-def _score_cases(predictor: Predictor, folder: FoldFolder, arrays: Arrays, names: Sequence[str]) -> list[CaseScore]:
+def _score_cases(
+    predictor: Predictor, folder: FoldFolder, arrays: Arrays, names: Sequence[str]
+) -> dict[str, tuple[CaseScore, CaseScore | None]]:
+    """Predict cases and keep their masks; the scores of each at native size, and at the network's."""
     plan = predictor.plan
     in_mm = _distance_unit(arrays) == "mm"
 
-    def finish(name: str, prediction: Prediction) -> CaseScore:
+    def finish(name: str, prediction: Prediction) -> tuple[CaseScore, CaseScore | None]:
         values = plan.coding.decode(prediction.labels)
         write_png(folder.validation / f"{name}.png", values.reshape(-1, values.shape[-1]))
         spacing_mm = arrays.cases[name].spacing_mm if in_mm else None
         outputs, truth = plan.coding.outputs, arrays.truth(name)
-        return score_masks(name, prediction.labels, truth, plan.labels, spacing_mm, outputs=outputs)
+        native = score_masks(name, prediction.labels, truth, plan.labels, spacing_mm, outputs=outputs)
+        if prediction.rows is None:
+            return native, None
+        rows = arrays.masks[arrays.cases[name].rows]
+        return native, score_masks(name, prediction.rows, rows, plan.labels, outputs=outputs)
 
-    scores = []
-    stream = predict_stream(predictor, names, arrays.case_input, finish)
-    for _, result in tqdm(stream, "validate", len(names), unit=" cases", disable=None, leave=False):
+    scores = {}
+    stream = predict_stream(predictor, names, arrays.case_input, finish, keep_rows=plan.input_mode == "resize")
+    for name, result in tqdm(stream, "validate", len(names), unit=" cases", disable=None, leave=False):
         if isinstance(result, IaunetError):
             raise result
-        scores.append(result)
+        scores[name] = result
     return scores
 
 

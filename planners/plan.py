@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 PLAN_VERSION = 2
+NetworkOption = str | int | float | bool | None
 SIDE_STEP = 16
 PREPARATION = (
     "channels",
@@ -75,7 +76,7 @@ class NetworkPlan:
     name: str
     width: int
     depth: int
-    options: dict[str, str | int | float | bool | None] = dataclasses.field(default_factory=dict)
+    options: dict[str, NetworkOption] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         require(1 <= self.width <= 1024, "width", self.width, "a whole number from 1 to 1024")

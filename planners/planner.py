@@ -8,7 +8,7 @@ from iaunet.dataset import Dataset
 from iaunet.errors import PlanError
 from iaunet.planners import rules
 from iaunet.planners.fingerprint import INPUT_SIZE, Fingerprint
-from iaunet.planners.plan import InferencePlan, NetworkPlan, Normalisation, Plan, content_digest
+from iaunet.planners.plan import InferencePlan, NetworkOption, NetworkPlan, Normalisation, Plan, content_digest
 from iaunet.planners.recipes import RECIPES, Recipe
 from iaunet.planners.rules import Choice, InputMode
 
@@ -101,7 +101,7 @@ class AutoPlanner:
         """The integrated attention network in its full-resolution variant."""
         width = USUAL_WIDTH if width is None else width
         max_keys = rules.choose_max_keys(width)
-        options: dict[str, str | int | float | bool | None] = {
+        options: dict[str, NetworkOption] = {
             "variant": "fullres",
             "spatial_attention": "mean",
             "max_keys": max_keys,

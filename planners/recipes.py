@@ -1,7 +1,9 @@
 """Recipes: how to train, as values. Nothing is left to a library's default."""
 
+import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from iaunet.errors import PlanError
 from iaunet.records import require
@@ -66,7 +68,8 @@ class Recipe:
     """How a network is trained.
 
     ``weight_decay`` is the L2 coefficient (Adam: added to the gradient; AdamW: decoupled). ``schedule`` is what the
-    learning rate ``lr`` does over the epochs, after ``warmup_epochs`` of linear rise. ``average_weights`` keeps an
+    learning rate ``lr`` does over the epochs, after ``warmup_epochs`` of linear rise, or a tenth of all epochs where
+    that is less. ``average_weights`` keeps an
     exponential moving average, decay min(``average_decay``, (1 + t) / (10 + t)), that becomes the result. An epoch
     is each case ``draws_a_case`` times, or ``most_steps_an_epoch`` if that is less. ``foreground_rows`` is the least
     probability of drawing a row with foreground from a case that has several rows. ``start_at_prior`` begins with
@@ -126,15 +129,31 @@ RECIPES = {
         ),
     ),
 }
-"""``paper``: to the letter of paper.md. ``best``: the best we know."""
+"""``paper``: to the letter of the paper. ``best``: the best we know."""
+
+NEEDS: Mapping[tuple[str, str], Mapping[str, Any]] = {
+    ("best", "swin_unet"): {
+        "optimiser": "adamw",
+        "lr": 5e-4,
+        "weight_decay": 0.05,
+        "warmup_epochs": 20,
+        "clip_gradient_norm": 1.0,
+    },
+}
+"""What a recipe does otherwise for a network that would not train well with it. ``paper`` is the same for all."""
 
 
-def find_recipe(name: str) -> Recipe:
-    """The recipe of a name.
+def find_recipe(name: str, network: str = "iaunet") -> Recipe:
+    """The recipe of a name, as a network needs it.
 
     Raises:
         PlanError: There is none; the message lists the known ones.
     """
     if name not in RECIPES:
         raise PlanError(f"recipe {name!r} is not known: choose one of {', '.join(RECIPES)}")
-    return RECIPES[name]
+    return adapt_recipe(RECIPES[name], network)
+
+
+def adapt_recipe(recipe: Recipe, network: str) -> Recipe:
+    """The recipe with what `NEEDS` says of the network."""
+    return dataclasses.replace(recipe, **NEEDS.get((recipe.name, network), {}))

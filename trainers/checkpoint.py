@@ -33,8 +33,8 @@ class Checkpoint:
     ``epoch`` and ``step`` (within the epoch) are the next to be done; ``losses`` are the sums over the steps done
     in the running epoch. ``network`` holds the raw weights and buffers, ``average`` those of the moving average.
     ``run`` is the digest of the run's record, ``epochs`` the number it will train for, ``hours_to_fix`` the hours
-    that are still to decide it, if any. ``generator`` is the state of torch's generator on the CPU, ``threads`` how
-    many threads computed.
+    that are still to decide it, if any. ``random_state`` is that of torch's generators, see
+    `iaunet.device`, ``threads`` how many threads computed.
     """
 
     run: str
@@ -49,7 +49,7 @@ class Checkpoint:
     average: dict[str, torch.Tensor] | None
     average_updates: int
     scaler: dict[str, Any]
-    generator: torch.Tensor
+    random_state: list[torch.Tensor]
     threads: int
     micro_batch: int
 

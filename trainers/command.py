@@ -1,12 +1,19 @@
 """The command ``iaunet_train``."""
 
 import argparse
+import contextlib
+import json
 import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from iaunet.console import ALL_DONE, command_parser, run_command, terminating_like_interrupt
+from iaunet.networks import NETWORKS
+
+if TYPE_CHECKING:
+    from iaunet.planners.plan import NetworkOption
 
 logger = logging.getLogger(__name__)
 
@@ -20,7 +27,15 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("dataset", metavar="DATASET", help="a name the workspace knows, or the raw data's folder")
     parser.add_argument("fold", metavar="FOLD", help="0, 1, ...; cv for every fold; all for one model on every case")
     parser.add_argument(
-        "--network", metavar="NAME", help="iaunet, unet, or package.module:function (default: the plan's)"
+        "--network", metavar="NAME", help=f"{', '.join(NETWORKS)}, or package.module:function (default: the plan's)"
+    )
+    parser.add_argument(
+        "--network_option",
+        action="append",
+        default=[],
+        type=parse_option,
+        metavar="KEY=VALUE",
+        help="an option of the network, such as spatial_attention=scaled or max_keys=256; may be given several times",
     )
     parser.add_argument("--recipe", metavar="NAME", help="best or paper (default: the plan's)")
     parser.add_argument("--split", metavar="NAME|FILE", help="random, grouped, or a JSON file (default: the plan's)")
@@ -45,6 +60,22 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def parse_option(text: str) -> tuple[str, "NetworkOption"]:
+    """An option of a network: its value is read as JSON (``256``, ``true``, ``null``), as a word if it is none.
+
+    Raises:
+        ArgumentTypeError: There is no ``=``.
+    """
+    key, equals, value = text.partition("=")
+    if not (key and equals):
+        raise argparse.ArgumentTypeError(f"{text!r} is no option: give KEY=VALUE")
+    with contextlib.suppress(json.JSONDecodeError):
+        read: NetworkOption | list[object] | dict[str, object] = json.loads(value)
+        if not isinstance(read, list | dict):
+            return key, read
+    return key, value
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
     arguments = build_parser().parse_args(argv)
@@ -61,6 +92,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
     options = TrainingOptions(
         network=arguments.network,
+        network_options=dict(arguments.network_option),
         recipe=arguments.recipe,
         split=arguments.split,
         name=arguments.name,

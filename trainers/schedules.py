@@ -18,7 +18,7 @@ def learning_rate(recipe: Recipe, step: int, steps_an_epoch: int, epochs: int) -
         A rate in (0, recipe.lr]: rising linearly over the warm-up, then constant, or falling along half a cosine
         that would reach 0 one step after the last.
     """
-    warmup = recipe.warmup_epochs * steps_an_epoch
+    warmup = min(recipe.warmup_epochs * steps_an_epoch, epochs * steps_an_epoch // 10)
     if step < warmup:
         return recipe.lr * (step + 1) / warmup
     if recipe.schedule == "constant":

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from iaunet.console import Stopped, handling_signals
-from iaunet.device import autocasting, is_out_of_memory, mixed_precision
+from iaunet.device import autocasting, is_out_of_memory, mixed_precision, random_state, restore_random_state
 from iaunet.errors import TrainingError
 from iaunet.inference.runs import FoldFolder
 from iaunet.loss import bce_dice_loss
@@ -179,7 +179,7 @@ class Trainer:
             group["lr"] = self.learning_rate()
         while True:
             buffers = {name: buffer.clone() for name, buffer in self.network.named_buffers()}
-            random_state = torch.get_rng_state()
+            before = random_state(self.device)
             try:
                 losses = self.accumulate_gradients(batch)
                 break
@@ -188,7 +188,7 @@ class Trainer:
                     raise
                 for name, buffer in self.network.named_buffers():
                     buffer.copy_(buffers[name])
-                torch.set_rng_state(random_state)
+                restore_random_state(before, self.device)
                 self._halve_micro_batch(fault)
         self._require_finite("loss", losses["loss"], batch)
         self.scaler.unscale_(self.optimiser)
@@ -301,7 +301,7 @@ class Trainer:
             self.average.network.load_state_dict(checkpoint.average)
             self.average.updates = checkpoint.average_updates
         self.scaler.load_state_dict(checkpoint.scaler)
-        torch.set_rng_state(checkpoint.generator)
+        restore_random_state(checkpoint.random_state, self.device)
         self.epoch, self.step, self.epochs = checkpoint.epoch, checkpoint.step, checkpoint.epochs
         self._hours_to_fix = checkpoint.hours_to_fix
         self.losses, self.seconds = dict(checkpoint.losses), checkpoint.seconds
@@ -330,7 +330,7 @@ class Trainer:
             average=average.network.state_dict() if average else None,
             average_updates=average.updates if average else 0,
             scaler=self.scaler.state_dict(),
-            generator=torch.get_rng_state(),
+            random_state=random_state(self.device),
             threads=torch.get_num_threads(),
             micro_batch=self.micro_batch,
         )

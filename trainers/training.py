@@ -3,7 +3,8 @@
 import dataclasses
 import logging
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,10 @@ from iaunet.errors import TrainingError
 from iaunet.inference.predictor import Predictor
 from iaunet.inference.runs import ALL_CASES, FoldFolder, Run, RunRecord
 from iaunet.inference.validation import describe_scores, summarise_run, validate_fold, write_summary
+from iaunet.networks import DEPTHS, NETWORKS, default_sizes
 from iaunet.planners.folds import Fold, Split, find_split, load_splits
-from iaunet.planners.plan import NetworkPlan, Plan, build_planned_network, decisions, load_plan
-from iaunet.planners.recipes import find_recipe
+from iaunet.planners.plan import NetworkOption, NetworkPlan, Plan, build_planned_network, decisions, load_plan
+from iaunet.planners.recipes import adapt_recipe, find_recipe
 from iaunet.planners.rules import choose_max_keys
 from iaunet.preprocessing.arrays import open_arrays
 from iaunet.records import differences, require, to_json
@@ -40,13 +42,14 @@ STEPS_WORTH_A_WORKER = 400
 class TrainingOptions:
     """What a user may decide otherwise than the plan; None leaves it to the plan.
 
-    ``split`` is a name or a JSON file, ``name`` the run's (else NETWORK-RECIPE-SPLIT), ``hours`` a limit for the
-    whole command, ``memory_gb`` for a training step, ``weights`` a safetensors file to start from. ``val_only``
-    predicts and scores finished trainings again, ``restart`` puts the old run aside and begins anew. ``workers``
-    are loading processes.
+    ``network_options`` are arguments of the network's builder. ``split`` is a name or a JSON file, ``name`` the run's
+    (else NETWORK-RECIPE-SPLIT), ``hours`` a limit for the whole command, ``memory_gb`` for a training step,
+    ``weights`` a safetensors file to start from. ``val_only`` predicts and scores finished trainings again, ``restart``
+    puts the old run aside and begins anew. ``workers`` are loading processes.
     """
 
     network: str | None = None
+    network_options: Mapping[str, NetworkOption] = field(default_factory=dict)
     recipe: str | None = None
     split: str | None = None
     name: str | None = None
@@ -245,9 +248,10 @@ class _Training:
     def _overrides(self) -> dict[str, str | int | float]:
         names = ("network", "recipe", "epochs", "lr", "batch_size", "width", "memory_gb", "weights")
         given = {name: getattr(self.options, name) for name in names}
-        return {
+        overrides = {
             name: str(value) if isinstance(value, Path) else value for name, value in given.items() if value is not None
         }
+        return overrides | {f"network_options.{name}": str(v) for name, v in self.options.network_options.items()}
 
     def _require_same(self, record: RunRecord) -> None:
         """Refuse to go on with a run of other settings."""
@@ -295,7 +299,7 @@ def resolve_plan(plan: Plan, options: TrainingOptions) -> Plan:
     """
     network = plan.network
     if options.network is not None and options.network != network.name:
-        network = NetworkPlan(name=options.network, width=network.width, depth=network.depth)
+        network = _other_network(options.network, network)
     elif ":" in network.name and options.network is None:
         raise TrainingError(
             f"the plan names the network {network.name}, whose code would be run: give --network {network.name} "
@@ -303,14 +307,29 @@ def resolve_plan(plan: Plan, options: TrainingOptions) -> Plan:
         )
     if options.width is not None:
         network = _widened(network, options.width)
+    if options.network_options:
+        network = dataclasses.replace(network, options={**network.options, **options.network_options})
     recipe = plan.recipe
     if options.recipe is not None and options.recipe != recipe.name:
-        recipe = find_recipe(options.recipe)
+        recipe = find_recipe(options.recipe, network.name)
+    elif network.name != plan.network.name:
+        recipe = adapt_recipe(recipe, network.name)
     given = {"epochs": options.epochs, "lr": options.lr, "batch_size": options.batch_size}
     recipe = dataclasses.replace(recipe, **{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
     changed = {"network": network != plan.network, "recipe": recipe != plan.recipe}
     why = {name: f"{why}; changed on the command line" if changed.get(name) else why for name, why in plan.why.items()}
     return dataclasses.replace(plan, network=network, recipe=recipe, why=why)
+
+
+def _other_network(name: str, planned: NetworkPlan) -> NetworkPlan:
+    """Another network as it was published, but narrower and shallower as the planned one is than it was published."""
+    published = default_sizes(name)
+    usual = default_sizes(planned.name) if planned.name in NETWORKS else {}
+    width, depth = planned.width, planned.depth
+    if published.keys() == usual.keys() == {"width", "depth"}:
+        width = max(1, round(published["width"] * width / usual["width"]))
+        depth = min(max(published["depth"] + depth - usual["depth"], DEPTHS[0]), DEPTHS[-1])
+    return NetworkPlan(name=name, width=width, depth=depth)
 
 
 def _widened(network: NetworkPlan, width: int) -> NetworkPlan:

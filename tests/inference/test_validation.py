@@ -74,6 +74,22 @@ def test_scores_are_those_that_evaluating_the_written_masks_gives(folder, run):
                 assert value == pytest.approx(theirs[name].labels["foreground"].metrics[metric], nan_ok=True)
 
 
+def test_scores_at_the_networks_size_are_those_of_its_rows(folder, run, names):
+    plan = run.record.plan
+    arrays = open_arrays(folder.preprocessed, plan.arrays_digest)
+    predictor = Predictor.from_runs([run], ["0"], "cpu")
+
+    scores = read_scores(run.fold("0").input_scores_csv)
+
+    assert [score.name for score in scores] == [*names]
+    for score in scores:
+        [row] = arrays.cases[score.name].rows
+        labels = plan.decide(predictor.predict_inputs(arrays.images[row][None].astype(np.float32))[0])
+        expected = score_masks(score.name, labels, arrays.masks[row], plan.labels)
+        assert score.labels["foreground"].counts == expected.labels["foreground"].counts
+        assert score.labels["foreground"].metrics == pytest.approx(expected.labels["foreground"].metrics, nan_ok=True)
+
+
 def test_masks_have_the_values_and_the_size_of_the_true_ones(folder, run):
     for path in run.fold("0").validation.glob("*.png"):
         mask = np.asarray(Image.open(path))

@@ -4,7 +4,8 @@ import json
 import pytest
 
 from iaunet.errors import PlanError
-from iaunet.planners.recipes import RECIPES, Augmentation, Recipe, find_recipe
+from iaunet.networks import NETWORKS
+from iaunet.planners.recipes import NEEDS, RECIPES, Augmentation, Recipe, find_recipe
 from iaunet.records import FieldError, from_json, to_json
 
 
@@ -15,6 +16,21 @@ def test_the_papers_recipe_is_the_papers():
     assert (paper.batch_size, paper.epochs, paper.schedule, paper.average_weights) == (16, 500, "constant", False)
     used = {name for name, value in vars(paper.augmentation).items() if name.endswith("_probability") and value}
     assert used == {"mirror_probability", "brightness_probability"}
+
+
+def test_a_network_that_needs_it_is_warmed_up_under_best_and_under_paper_like_all():
+    swin, usual = find_recipe("best", "swin_unet"), find_recipe("best", "unet")
+    changed = {name for name, value in vars(swin).items() if value != getattr(usual, name)}
+
+    assert usual == RECIPES["best"]
+    assert (swin.optimiser, swin.lr, swin.weight_decay, swin.clip_gradient_norm) == ("adamw", 5e-4, 0.05, 1.0)
+    assert swin.warmup_epochs == 20
+    assert changed == {"optimiser", "lr", "weight_decay", "warmup_epochs", "clip_gradient_norm"}
+    assert find_recipe("paper", "swin_unet") == RECIPES["paper"]
+
+
+def test_what_recipes_do_otherwise_is_for_networks_that_exist():
+    assert {(recipe in RECIPES, network in NETWORKS) for recipe, network in NEEDS} == {(True, True)}
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -29,7 +29,7 @@ def checkpoint():
         average=None,
         average_updates=0,
         scaler={},
-        generator=torch.get_rng_state(),
+        random_state=[torch.get_rng_state()],
         threads=1,
         micro_batch=4,
     )
@@ -43,6 +43,9 @@ def assert_same(left, right):
         assert left.keys() == right.keys()
         for key in left:
             assert_same(left[key], right[key])
+    elif isinstance(left, list):
+        for one, other in zip(left, right, strict=True):
+            assert_same(one, other)
     else:
         assert left == right
 

@@ -1,4 +1,5 @@
 import csv
+import dataclasses
 import json
 import math
 import re
@@ -15,7 +16,7 @@ from iaunet.inference.predictor import Predictor
 from iaunet.inference.runs import Run
 from iaunet.inference.scores import read_scores, summarise_scores
 from iaunet.planners.folds import load_splits
-from iaunet.planners.plan import load_plan
+from iaunet.planners.plan import NetworkPlan, load_plan
 from iaunet.records import FieldError, to_json
 from iaunet.storage import file_digest
 from iaunet.trainers.checkpoint import load_checkpoint
@@ -252,6 +253,11 @@ def test_an_unknown_fold_is_refused_with_those_there_are(refused, fold):
     [
         (("--network", "resnet"), "unknown network 'resnet': choose one of iaunet, unet"),
         (("--network", "no.such:network"), "network 'no.such:network' cannot be found"),
+        (("--network_option", "max_keys=256"), "network 'unet' has no option 'max_keys': its options are none"),
+        (
+            ("--network", "iaunet", "--network_option", "variant=full"),
+            "option 'variant' of network 'iaunet' is 'full': give one of 'fullres', 'paper5'",
+        ),
         (("--recipe", "magic"), "recipe 'magic' is not known: choose one of paper, best"),
         (("--split", "alternating"), "split 'alternating' is not known: give random, grouped or a JSON file"),
         (("--split", "none.json"), "none.json is missing: check the path"),
@@ -340,6 +346,53 @@ def test_options_change_the_plan_where_they_are_given(toy_workspace):
     assert (changed.network.name, changed.network.width, changed.network.depth) == ("iaunet", 6, 3)
     assert (changed.recipe.name, changed.recipe.lr, changed.recipe.epochs) == ("paper", 0.5, 500)
     assert resolve_plan(plan, TrainingOptions(recipe="best")).recipe == plan.recipe
+
+
+@pytest.mark.parametrize(
+    ("planned", "name", "sizes"),
+    [
+        (("iaunet", 64, 5), "swin_unet", (96, 4)),
+        (("iaunet", 64, 5), "unext", (16, 5)),
+        (("iaunet", 8, 5), "swin_unet", (12, 4)),
+        (("iaunet", 8, 4), "resunet", (8, 3)),
+        (("iaunet", 2, 3), "unext", (1, 3)),
+        (("unext", 16, 5), "iaunet", (64, 5)),
+        (("strange_networks:build", 7, 4), "unet", (7, 4)),
+        (("iaunet", 7, 4), "strange_networks:Slow", (7, 4)),
+    ],
+)
+def test_another_network_has_the_size_it_was_published_with_shrunk_as_the_planned_one_is(
+    toy_workspace, planned, name, sizes
+):
+    plan = load_plan(toy_workspace / "toy" / "plan.json")
+    network = NetworkPlan(name=planned[0], width=planned[1], depth=planned[2])
+
+    changed = resolve_plan(dataclasses.replace(plan, network=network), TrainingOptions(network=name)).network
+
+    assert (changed.width, changed.depth) == sizes
+    wide = resolve_plan(dataclasses.replace(plan, network=network), TrainingOptions(network=name, width=5)).network
+    assert (wide.width, wide.depth) == (5, sizes[1])
+
+
+def test_options_of_the_network_are_taken_over_those_of_the_plan(toy_workspace):
+    plan = load_plan(toy_workspace / "toy" / "plan.json")
+    network = NetworkPlan(name="iaunet", width=4, depth=3, options={"max_keys": 256, "variant": "paper5"})
+    wish = TrainingOptions(network_options={"max_keys": None, "spatial_attention": "scaled"})
+
+    changed = resolve_plan(dataclasses.replace(plan, network=network), wish).network
+
+    assert changed.options == {"max_keys": None, "variant": "paper5", "spatial_attention": "scaled"}
+
+
+def test_a_recipe_is_adapted_to_the_network_it_trains(toy_workspace):
+    plan = load_plan(toy_workspace / "toy" / "plan.json")
+
+    swin = resolve_plan(plan, TrainingOptions(network="swin_unet", epochs=7)).recipe
+    assert (swin.name, swin.optimiser, swin.lr, swin.epochs) == ("best", "adamw", 5e-4, 7)
+    assert swin.draws_a_case == plan.recipe.draws_a_case
+    assert resolve_plan(plan, TrainingOptions(network="swin_unet", lr=0.1)).recipe.lr == 0.1
+    paper = resolve_plan(plan, TrainingOptions(network="swin_unet", recipe="paper")).recipe
+    assert (paper.optimiser, paper.lr) == ("adam", 1e-4)
 
 
 @pytest.mark.parametrize("options", [{"seed": -1}, {"hours": math.nan}, {"memory_gb": 0.0}, {"workers": -1}])
