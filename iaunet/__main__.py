@@ -9,6 +9,7 @@ COMMANDS = {
     "train": ("iaunet.trainers.command", "train one fold, or all of them"),
     "predict": ("iaunet.inference.predict_command", "make masks for new images"),
     "evaluate": ("iaunet.inference.evaluate_command", "score a folder of masks against another"),
+    "compare": ("iaunet.inference.compare_command", "the paper's tables and figures from the runs of a data set"),
     "demo": ("iaunet.trainers.demo_command", "the whole way on a small generated data set"),
 }
 

@@ -20,14 +20,25 @@ PIXELS_A_LINE = 256
 """A contour is one pixel wide for so many pixels of the image's longer side."""
 
 
+def to_picture(image: NDArray[np.generic]) -> Picture:
+    """Show an image (C, H, W) as a picture, always a copy.
+
+    Three channels are shown in colour, else the first in grey. uint8 is shown as it is, other types are stretched
+    between their percentiles 0.5 and 99.5.
+    """
+    coloured = image if len(image) == 3 else np.repeat(image[:1], 3, axis=0)
+    if coloured.dtype != np.uint8:
+        coloured = _stretch(coloured)
+    return np.array(np.moveaxis(coloured, 0, 2), np.uint8, order="C")
+
+
 def draw_overlay(
     image: NDArray[np.generic], mask: NDArray[np.uint8], truth: NDArray[np.uint8] | None = None
 ) -> Picture:
     """Draw the contours of a mask on its image.
 
     Args:
-        image: (C, H, W). Three channels are shown in colour, else the first in grey. uint8 is shown as it is, other
-            types are stretched between their percentiles 0.5 and 99.5.
+        image: (C, H, W), shown as `to_picture` does.
         mask: Labels (H, W), each in its colour of `iaunet.contours.LABEL_COLOURS`.
         truth: The true labels (H, W), drawn in white below the mask's contours: white shows where they differ.
 
@@ -37,7 +48,7 @@ def draw_overlay(
     Raises:
         ValueError: A mask has another size than the image.
     """
-    picture = _to_picture(image)
+    picture = to_picture(image)
     if truth is not None:
         _draw_contours(picture, truth, (TRUTH_COLOUR,))
     _draw_contours(picture, mask, LABEL_COLOURS)
@@ -79,14 +90,6 @@ def contact_sheet(pictures: Sequence[Picture], columns: int, height: int = 256, 
         top, left = i // columns * (height + gap), i % columns * (width + gap)
         sheet[top : top + height, left : left + picture.shape[1]] = picture
     return sheet
-
-
-def _to_picture(image: NDArray[np.generic]) -> Picture:
-    """A copy of the image as (H, W, 3)."""
-    coloured = image if len(image) == 3 else np.repeat(image[:1], 3, axis=0)
-    if coloured.dtype != np.uint8:
-        coloured = _stretch(coloured)
-    return np.array(np.moveaxis(coloured, 0, 2), np.uint8, order="C")
 
 
 def _stretch(image: NDArray[np.generic]) -> NDArray[np.float32]:

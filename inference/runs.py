@@ -161,10 +161,16 @@ class Run:
         folders = (FoldFolder(path) for path in sorted(self.root.glob("fold_*")))
         return [folder for folder in folders if folder.is_finished]
 
+    def scored_folds(self) -> list[FoldFolder]:
+        """The folds with scores of held-out cases, by number, whether or not their weights are there."""
+        folders = (FoldFolder(path) for path in self.root.glob("fold_*"))
+        scored = [folder for folder in folders if folder.fold.isdecimal() and folder.is_scored]
+        return sorted(scored, key=lambda folder: int(folder.fold))
 
-def list_runs(dataset: DatasetFolder) -> list[Run]:
-    """The runs of a dataset, by name."""
-    return [Run(path.parent) for path in sorted(dataset.runs.glob("*/run.json"))]
+
+def list_runs(folder: Path) -> list[Run]:
+    """The runs in a folder of runs, by name."""
+    return [Run(path.parent) for path in sorted(folder.glob("*/run.json"))]
 
 
 def choose_runs(dataset: DatasetFolder, wished: list[str] | None) -> list[Run]:
@@ -173,7 +179,7 @@ def choose_runs(dataset: DatasetFolder, wished: list[str] | None) -> list[Run]:
     Raises:
         PredictionError: A run is unknown or has no finished fold, or there are several and none was named.
     """
-    usable = {run.name: run for run in list_runs(dataset) if run.finished_folds()}
+    usable = {run.name: run for run in list_runs(dataset.runs) if run.finished_folds()}
     train = f"run iaunet_train {dataset.name} 0 first"
     if not usable:
         raise PredictionError(f"{dataset.name} has no finished fold yet: {train}")

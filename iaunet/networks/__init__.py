@@ -14,6 +14,10 @@ if TYPE_CHECKING:
 NETWORKS = {
     "iaunet": "iaunet.networks.iaunet:build_iaunet",
     "unet": "iaunet.networks.unet:build_unet",
+    "attention_unet": "iaunet.networks.attention_unet:build_attention_unet",
+    "resunet": "iaunet.networks.resunet:build_resunet",
+    "swin_unet": "iaunet.networks.swin_unet:build_swin_unet",
+    "unext": "iaunet.networks.unext:build_unext",
 }
 DEPTHS = range(3, 7)  # the numbers of stages a network can have
 SIZES = ("channels", "labels", "width", "depth")  # what every builder takes; all else is an option of its own
@@ -39,6 +43,23 @@ def build_network(name: str, *, channels: int, labels: int, width: int, depth: i
     check_network(name, options)
     network: nn.Module = _find_builder(name)(channels=channels, labels=labels, width=width, depth=depth, **options)
     return network
+
+
+def default_sizes(name: str) -> dict[str, int]:
+    """The width and depth a network has unless told otherwise: for those of `NETWORKS` what it was published with.
+
+    Returns:
+        ``width`` and ``depth``, as far as the builder has defaults.
+
+    Raises:
+        NetworkError: The name is unknown.
+    """
+    parameters = inspect.signature(_find_builder(name)).parameters
+    return {
+        size: parameters[size].default
+        for size in ("width", "depth")
+        if size in parameters and isinstance(parameters[size].default, int)
+    }
 
 
 def check_network(name: str, options: dict[str, object]) -> None:

@@ -17,8 +17,8 @@ LONG_ENOUGH = 0.4
 def time_row(network: nn.Module, channels: int, labels: int, size: tuple[int, int], device: torch.device) -> float:
     """Estimate the seconds that training takes a row, forward and backward.
 
-    A few steps are run on random images with sides `SHRINK` times smaller, with more rows until they take long enough;
-    the last is scaled by its pixels.
+    A few steps are run on random images with sides `SHRINK` times smaller, as far as the network takes such, with more
+    rows until they take long enough; the last is scaled by its pixels.
 
     Args:
         network: Moved to ``device`` and put into training mode; its gradients and statistics are spoilt.
@@ -27,7 +27,9 @@ def time_row(network: nn.Module, channels: int, labels: int, size: tuple[int, in
         size: (height, width) of its input in pixels.
         device: Where to run.
     """
-    height, width = (max(32, side // SHRINK) for side in size)
+    # no smaller than what the network would pad its input to
+    multiple = getattr(network, "multiple", 32)
+    height, width = (-(-max(32, side // SHRINK) // multiple) * multiple for side in size)
     network = network.to(device=device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     rows = 2
     seconds = _time_step(network, torch.randn(rows, channels, height, width, device=device), labels)

@@ -9,11 +9,13 @@ from torch import nn
 
 from iaunet.errors import NetworkError
 from iaunet.loss import bce_dice_loss
-from iaunet.networks import DEPTHS, NETWORKS, build_network, check_network
+from iaunet.networks import DEPTHS, NETWORKS, build_network, check_network, default_sizes
 from iaunet.networks.blocks import conv_norm_relu, head, pad_to_multiple
 from iaunet.networks.counting import count_multiply_adds, count_parameters
 
-OPTIONS = {
+OPTIONS = {  # without drop path, whose draws leave some parameters without a gradient
+    "swin_unet": [{"drop_path": 0.0}, {"drop_path": 0.0, "window": 3}],
+    "unext": [{}, {"doubling": True}],
     "iaunet": [
         {"variant": "fullres"},
         {"variant": "paper5"},
@@ -56,19 +58,20 @@ def test_an_image_is_segmented_alike_alone_and_in_a_batch(name, options):
     network = tiny(name, options).eval()
     images = torch.randn(3, 3, 40, 32)
 
-    alone = torch.cat([network(image[None]) for image in images])
+    alone, together = torch.cat([network(image[None]) for image in images]), network(images)
 
-    torch.testing.assert_close(alone, network(images), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(alone, together, rtol=1e-4, atol=1e-5 * together.abs().max().item())
 
 
 @every_network
 def test_padding_is_what_a_reflected_image_would_give(name, options):
     network = tiny(name, options).eval()
-    image = np.random.default_rng(0).normal(size=(1, 3, 20, 27)).astype(np.float32)
+    height, width = network.multiple - 3, 2 * network.multiple - 5
+    image = np.random.default_rng(0).normal(size=(1, 3, height, width)).astype(np.float32)
     missing = [(0, -side % network.multiple) for side in image.shape[2:]]
     padded = np.pad(image, [(0, 0), (0, 0), *missing], mode="reflect")
 
-    expected = network(torch.from_numpy(padded))[..., :20, :27]
+    expected = network(torch.from_numpy(padded))[..., :height, :width]
 
     torch.testing.assert_close(network(torch.from_numpy(image)), expected)
 
@@ -84,7 +87,7 @@ def test_a_bfloat16_forward_is_near_the_exact_one_and_can_be_learned_from(name, 
     logits.float().square().mean().backward()
 
     assert logits.dtype == torch.bfloat16
-    assert (logits - exact).abs().mean() < 0.05 * exact.abs().mean() + 0.02
+    assert (logits - exact).abs().mean() < 0.1 * exact.abs().mean() + 0.02  # gates amplify: 0.09 in attention_unet
     assert all(value.grad.isfinite().all() for value in network.parameters())
 
 
@@ -162,8 +165,9 @@ def test_numbers_that_no_network_has_are_refused(name, options):
 NO_ATTENTION = {"scale_attention": False, "spatial_attention": "none", "channel_attention": False}
 
 
-# The table's counts of the attention networks, 31.206 M and 31.233 M, are those of the mode `scaled`, which
-# has 902 parameters of its own: gamma (128 + 256 + 512) and, three times, tau and b0.
+# The sizes are the published ones. The paper's counts of its own network, 31.206 M and 31.233 M, are those of the mode
+# `scaled`, which has 902 parameters of its own: gamma (128 + 256 + 512) and, three times, tau and b0. Att-UNet's 34.88 M
+# hold biases that batch normalisation cancels, and its 66.43 G the gates' products with the skips, 7.9 M.
 @pytest.mark.parametrize(
     ("name", "options", "parameters", "multiply_adds"),
     [
@@ -174,11 +178,16 @@ NO_ATTENTION = {"scale_attention": False, "spatial_attention": "none", "channel_
         ("iaunet", {"variant": "paper5", "spatial_attention": "scaled"}, 31_232_895, 29_844_656_128),
         ("iaunet", {}, 31_205_241, 63_736_729_600),
         ("iaunet", {"variant": "paper5"}, 31_231_993, 29_844_656_128),
+        ("attention_unet", {}, 34_870_761, 66_424_930_304),
+        ("attention_unet", {"biases": True}, 34_878_573, 66_424_930_304),
+        ("resunet", {}, 13_038_785, 71_097_647_104),
+        ("swin_unet", {}, 27_175_524, 8_015_314_944),
+        ("unext", {}, 1_471_409, 562_003_968),
     ],
 )
 def test_networks_are_as_large_as_published(name, options, parameters, multiply_adds):
     with torch.device("meta"):
-        network = build_network(name, channels=3, labels=1, width=64, depth=5, **options)
+        network = build_network(name, channels=3, labels=1, **default_sizes(name), **options)
 
     assert count_parameters(network) == parameters
     assert count_multiply_adds(network, 3, (256, 256)) == multiply_adds
@@ -228,6 +237,26 @@ def test_an_image_that_fits_is_not_copied():
     assert pad_to_multiple(image, 8) is image
 
 
+@every_network
+def test_a_batch_of_one_can_be_learned_from(name, options):
+    network = tiny(name, options)
+
+    loss = bce_dice_loss(network(torch.randn(1, 3, 64, 64)), torch.ones(1, 2, 64, 64)).loss
+    loss.backward()
+
+    assert loss.isfinite()
+    assert all(value.grad.isfinite().all() for value in network.parameters())
+
+
+def test_default_sizes_are_those_of_the_builder(tmp_path, monkeypatch):
+    (tmp_path / "sized.py").write_text("def build(*, channels, labels, width=7, depth): ...\n")
+    monkeypatch.syspath_prepend(tmp_path)
+
+    assert default_sizes("swin_unet") == {"width": 96, "depth": 4}
+    assert default_sizes("unext") == {"width": 16, "depth": 5}
+    assert default_sizes("sized:build") == {"width": 7}
+
+
 def test_listing_and_checking_names_imports_no_torch():
     check = "import sys, iaunet.networks as n; [n.check_network(name, {}) for name in n.NETWORKS]; n.DEPTHS[-1]"
 
@@ -250,7 +279,7 @@ def test_a_strangers_network_is_found_by_module_and_function(tmp_path, monkeypat
 
 
 def test_an_unknown_name_is_answered_with_the_known_ones():
-    with pytest.raises(NetworkError, match="unknown network 'resnet': choose one of iaunet, unet, or name"):
+    with pytest.raises(NetworkError, match="unknown network 'resnet': choose one of iaunet, unet, attention_unet, .*, or name"):
         check_network("resnet", {})
 
 

@@ -1,0 +1,201 @@
+"""Comparisons as text: Markdown to read, CSV to compute with."""
+
+import csv
+import io
+import math
+from collections.abc import Iterator, Mapping, Sequence
+
+from iaunet.inference.comparison import Contest, Size, Standing, Table
+from iaunet.inference.costs import Cost
+from iaunet.inference.crossval import Summary
+from iaunet.inference.published import PAPER_METRICS, PUBLISHED, TITLES
+from iaunet.metrics import METRICS
+from iaunet.planners.planner import NO_GROUPS
+
+SIZES: Mapping[Size, str] = {"native": "native size", "input": "the network's size"}
+
+LEGEND = (
+    "Figures in percent. Each case was predicted by the network of the fold that held it out. Scores are means over "
+    "cases, ± the standard deviation of the means of folds, [95 % bootstrap interval over groups]. *Pooled*: of the "
+    "pixels of all cases together. *p*: sign-flip permutation test of the means of groups against the reference, "
+    "Holm-corrected over the other rows. A row that says *incomplete* is of fewer cases than the others."
+)
+
+ON_THE_PAPER = (
+    "Means over images at 256x256. The split, and which epoch's weights were scored, are not given. Well-trained "
+    "U-Nets reach more than its U-Net does, so a difference to these figures says little about a network."
+)
+
+CSV_COLUMNS = (
+    *("recipe", "split", "fold_set", "label", "size", "run", "network", "epochs", "folds", "complete", "cases"),
+    *("metric", "mean", "sd_of_fold_means", "low", "high", "left_out", "pooled"),
+    *("difference", "p", "p_holm", "tested_cases", "tested_groups"),
+)
+
+
+def format_markdown(
+    dataset: str, contests: Sequence[Contest], costs: Mapping[str, Cost], timed_on: str, published: str | None
+) -> str:
+    """The whole comparison as Markdown.
+
+    Args:
+        dataset: Its name.
+        contests: What is compared.
+        costs: By the name of the run; a run without one has dashes.
+        timed_on: The device that images a second were measured on; empty where they were not.
+        published: The data set of `PUBLISHED` whose figures are set beside, if any.
+    """
+    lines = [f"# {dataset}: networks compared", "", LEGEND]
+    for contest in contests:
+        lines += ["", *_contest_lines(contest, costs, timed_on)]
+    if published is not None:
+        lines += ["", *_published_lines(published)]
+    return "\n".join(lines) + "\n"
+
+
+def format_csv(contests: Sequence[Contest]) -> str:
+    """Every figure of the comparison, a row a run, metric, size, label and set of folds; undefined figures are blank.
+
+    Means and intervals are shares, not percent.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(CSV_COLUMNS)
+    for contest in contests:
+        for table in contest.tables:
+            for standing in table.standings:
+                writer.writerows(_csv_row(contest, table, standing, metric) for metric in PAPER_METRICS)
+    return text.getvalue()
+
+
+def name_folds(folds: Sequence[int], n_folds: int) -> str:
+    """A set of folds in words."""
+    if len(folds) == n_folds:
+        return f"all {n_folds} folds"
+    return f"folds {', '.join(map(str, folds))}" if len(folds) > 1 else f"fold {folds[0]}"
+
+
+def _contest_lines(contest: Contest, costs: Mapping[str, Cost], timed_on: str) -> list[str]:
+    lines = [f"## Recipe {contest.recipe}, split {contest.split}", ""]
+    lines += [f"- **{remark}**" for remark in _remarks(contest)]
+    for table in contest.tables:
+        about = f"{name_folds(table.folds, contest.n_folds)}, {SIZES[table.size]}"
+        about = f"{table.label}, {about}" if len(contest.labels) > 1 else about
+        lines += ["", f"### {about[0].upper()}{about[1:]}", ""]
+        lines += _score_table(contest, table) if table.standings else ["No run has been scored there."]
+    return [*lines, "", "### Size and speed", "", *_cost_table(contest, costs, timed_on)]
+
+
+def _remarks(contest: Contest) -> Iterator[str]:
+    if contest.inflated:
+        yield f"These scores are {contest.inflated}."
+    if not contest.groups:
+        yield f"{NO_GROUPS[0].upper()}{NO_GROUPS[1:]}."
+    if not contest.is_current:
+        yield "These runs were trained on another state of the data than the one planned now."
+    if contest.reference is None:
+        yield "The reference has not been trained: there are no tests."
+    elif len(contest.fold_sets) > 1:
+        yield "Defaults were chosen on fold 0: the tables without it are the ones to quote."
+    if len({contestant.epochs for contestant in contest.contestants}) > 1:
+        yield "The runs were trained for different numbers of epochs."
+    for contestant in contest.contestants:
+        missing = [fold for fold in range(contest.n_folds) if fold not in contestant.folds]
+        if missing:
+            yield f"{contestant.title} is incomplete: {name_folds(missing, contest.n_folds)} not scored yet."
+
+
+def _score_table(contest: Contest, table: Table) -> list[str]:
+    reference = contest.reference.title if contest.reference else "the reference"
+    titles = [METRICS[metric].title for metric in PAPER_METRICS]
+    pooled = [f"pooled {title}" for title in titles]
+    head = ["network", "cases", "epochs", *titles, *pooled, f"Dice less {reference}'s", "p"]
+    rows = []
+    for standing in table.standings:
+        title = standing.contestant.title
+        if not standing.is_complete:
+            scored, wanted = (name_folds(folds, contest.n_folds) for folds in (standing.folds, table.folds))
+            title += f" (*incomplete: {scored} of {wanted}*)"
+        test = standing.tests.get("dice")
+        rows.append(
+            [
+                title,
+                str(standing.n_cases),
+                str(standing.contestant.epochs),
+                *(_cell(standing.means[metric]) for metric in PAPER_METRICS),
+                *(_percent(standing.pooled.get(metric, math.nan)) for metric in PAPER_METRICS),
+                f"{100 * test.mean_difference:+.2f}" if test and test.n_cases else "-",
+                _p_text(standing.adjusted["dice"]) if test else "-",
+            ]
+        )
+    return _markdown_table(head, rows)
+
+
+def _cost_table(contest: Contest, costs: Mapping[str, Cost], timed_on: str) -> list[str]:
+    height, width = contest.contestants[0].record.plan.input_size
+    head = ["network", "width", "depth", "parameters (M)", f"multiply-adds at {height}x{width} (G)"]
+    head.append(f"images/s, bare network, {timed_on}" if timed_on else "images/s")
+    rows = []
+    for contestant in contest.contestants:
+        network, cost = contestant.record.plan.network, costs.get(contestant.run.name)
+        figures = ["-", "-", "-"]
+        if cost is not None:
+            speed = f"{cost.images_per_second:.3g}" if cost.images_per_second else "-"
+            figures = [f"{cost.parameters / 1e6:.3f}", f"{cost.multiply_adds / 1e9:.3f}", speed]
+        rows.append([contestant.title, str(network.width), str(network.depth), *figures])
+    return _markdown_table(head, rows)
+
+
+def _published_lines(published: str) -> list[str]:
+    head = ["network", *(METRICS[metric].title for metric in PAPER_METRICS)]
+    rows = [[TITLES[name], *(f"{value:.2f}" for value in values)] for name, values in PUBLISHED[published].items()]
+    return [
+        f"## What the paper gives for {published}",
+        "",
+        ON_THE_PAPER,
+        "",
+        *_markdown_table(head, rows),
+    ]
+
+
+def _cell(summary: Summary) -> str:
+    sd = "" if math.isnan(summary.sd) else f" ± {100 * summary.sd:.2f}"
+    interval = "" if math.isnan(summary.low) else f" [{100 * summary.low:.1f}, {100 * summary.high:.1f}]"
+    left_out = f" ({summary.n_left_out} undefined)" if summary.n_left_out else ""
+    return f"{_percent(summary.mean)}{sd}{interval}{left_out}"
+
+
+def _percent(share: float) -> str:
+    return "-" if math.isnan(share) else f"{100 * share:.2f}"
+
+
+def _p_text(p: float) -> str:
+    if math.isnan(p):
+        return "-"
+    return "<0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def _markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    rule = ["---", *("---:" for _ in head[1:])]
+    return ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in (head, rule, *rows)]
+
+
+def _csv_row(contest: Contest, table: Table, standing: Standing, metric: str) -> list[str | int | bool]:
+    contestant, mean, test = standing.contestant, standing.means[metric], standing.tests.get(metric)
+    return [
+        *(contest.recipe, contest.split, _folds(table.folds), table.label, table.size, contestant.run.name),
+        *(contestant.title, contestant.epochs, _folds(standing.folds), standing.is_complete),
+        *(standing.n_cases, metric, *map(_number, (mean.mean, mean.sd, mean.low, mean.high)), mean.n_left_out),
+        _number(standing.pooled.get(metric, math.nan)),
+        *(_number(value) for value in ((test.mean_difference, test.p) if test else (math.nan, math.nan))),
+        _number(standing.adjusted.get(metric, math.nan)),
+        *((test.n_cases, test.n_groups) if test else ("", "")),
+    ]
+
+
+def _folds(folds: Sequence[int]) -> str:
+    return " ".join(map(str, folds))
+
+
+def _number(value: float) -> str:
+    return "" if math.isnan(value) else repr(value)
