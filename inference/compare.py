@@ -34,7 +34,8 @@ COMPARISON = "comparison"
 class CompareOptions:
     """What a user may decide.
 
-    ``runs`` names those to compare, none for all. ``results`` is a further folder of runs. ``reference`` is the run or
+    ``runs`` names those to compare, none for all. ``results`` is a folder of runs to take instead of the
+    dataset's own. ``reference`` is the run or
     network that the others are tested against. ``published`` is a data set of the paper, ``none``, or None to go by
     the dataset's name. ``cases`` are to be shown, with so many random, best and worst ones. ``device`` is where
     networks are timed, None for nowhere. ``output`` is the folder to write to, None for the dataset's own.
@@ -107,11 +108,9 @@ def compare_runs(folder: DatasetFolder, options: CompareOptions) -> Comparison:
 
 
 def _find_runs(folder: DatasetFolder, options: CompareOptions) -> list[Run]:
-    found = list_runs(folder.runs)
-    if options.results is not None:
-        if not options.results.is_dir():
-            raise PredictionError(f"{options.results} is no folder: give one that holds runs")
-        found += list_runs(options.results)
+    if options.results is not None and not options.results.is_dir():
+        raise PredictionError(f"{options.results} is no folder: give one that holds runs")
+    found = list_runs(options.results or folder.runs)
     if not options.runs:
         return found
     by_name = {run.name: run for run in found}

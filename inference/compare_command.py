@@ -27,7 +27,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("dataset", metavar="DATASET", help="a name the workspace knows, or the raw data's folder")
     parser.add_argument("--run", nargs="+", default=[], metavar="NAME", help="runs to compare (default: all)")
     parser.add_argument(
-        "--results", type=Path, metavar="DIR", help="a further folder of runs, which need no weights to be compared"
+        "--results",
+        type=Path,
+        metavar="DIR",
+        help="a folder of runs to take instead of the data set's own; their weights are not needed",
     )
     parser.add_argument(
         "--reference", default="iaunet", metavar="NAME", help="the run or network that the others are tested against"

@@ -8,8 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from iaunet.inference.comparison import Contest, Size, Standing, Table
 from iaunet.inference.costs import Cost
 from iaunet.inference.crossval import Summary
-from iaunet.inference.published import PAPER_METRICS, PUBLISHED, TITLES
+from iaunet.inference.published import PAPER_METRICS, PAPER_SIZE, PUBLISHED
 from iaunet.metrics import METRICS
+from iaunet.networks import NETWORKS, default_sizes
 from iaunet.planners.planner import NO_GROUPS
 
 SIZES: Mapping[Size, str] = {"native": "native size", "input": "the network's size"}
@@ -22,8 +23,9 @@ LEGEND = (
 )
 
 ON_THE_PAPER = (
-    "Means over images at 256x256. The split, and which epoch's weights were scored, are not given. Well-trained "
-    "U-Nets reach more than its U-Net does, so a difference to these figures says little about a network."
+    "The paper's figures are those it gives for {}: means over images at 256x256. The split, and which epoch's weights "
+    "were scored, are not given. Well-trained U-Nets reach more than its U-Net does, so a difference to these figures "
+    "says little about a network."
 )
 
 CSV_COLUMNS = (
@@ -47,9 +49,9 @@ def format_markdown(
     """
     lines = [f"# {dataset}: networks compared", "", LEGEND]
     for contest in contests:
-        lines += ["", *_contest_lines(contest, costs, timed_on)]
+        lines += ["", *_contest_lines(contest, costs, timed_on, published)]
     if published is not None:
-        lines += ["", *_published_lines(published)]
+        lines += ["", ON_THE_PAPER.format(published)]
     return "\n".join(lines) + "\n"
 
 
@@ -75,14 +77,14 @@ def name_folds(folds: Sequence[int], n_folds: int) -> str:
     return f"folds {', '.join(map(str, folds))}" if len(folds) > 1 else f"fold {folds[0]}"
 
 
-def _contest_lines(contest: Contest, costs: Mapping[str, Cost], timed_on: str) -> list[str]:
+def _contest_lines(contest: Contest, costs: Mapping[str, Cost], timed_on: str, published: str | None) -> list[str]:
     lines = [f"## Recipe {contest.recipe}, split {contest.split}", ""]
     lines += [f"- **{remark}**" for remark in _remarks(contest)]
     for table in contest.tables:
         about = f"{name_folds(table.folds, contest.n_folds)}, {SIZES[table.size]}"
         about = f"{table.label}, {about}" if len(contest.labels) > 1 else about
         lines += ["", f"### {about[0].upper()}{about[1:]}", ""]
-        lines += _score_table(contest, table) if table.standings else ["No run has been scored there."]
+        lines += _score_table(contest, table, published) if table.standings else ["No run has been scored there."]
     return [*lines, "", "### Size and speed", "", *_cost_table(contest, costs, timed_on)]
 
 
@@ -97,6 +99,10 @@ def _remarks(contest: Contest) -> Iterator[str]:
         yield "The reference has not been trained: there are no tests."
     elif len(contest.fold_sets) > 1:
         yield "Defaults were chosen on fold 0: the tables without it are the ones to quote."
+    size = contest.contestants[0].record.plan.input_size
+    if size != PAPER_SIZE:
+        yield f"The network's size is {size[0]}x{size[1]}, the paper's {PAPER_SIZE[0]}x{PAPER_SIZE[1]}."
+    yield from _unlike_published(contest)
     if len({contestant.epochs for contestant in contest.contestants}) > 1:
         yield "The runs were trained for different numbers of epochs."
     for contestant in contest.contestants:
@@ -105,14 +111,30 @@ def _remarks(contest: Contest) -> Iterator[str]:
             yield f"{contestant.title} is incomplete: {name_folds(missing, contest.n_folds)} not scored yet."
 
 
-def _score_table(contest: Contest, table: Table) -> list[str]:
+def _unlike_published(contest: Contest) -> Iterator[str]:
+    for contestant in contest.contestants:
+        network = contestant.record.plan.network
+        published = default_sizes(network.name) if network.name in NETWORKS else {}
+        apart = [
+            f"{size} {getattr(network, size)} instead of {usual}"
+            for size, usual in published.items()
+            if getattr(network, size) != usual
+        ]
+        if apart:
+            yield f"{contestant.title} is not as large as published: {', '.join(apart)}."
+
+
+def _score_table(contest: Contest, table: Table, published: str | None) -> list[str]:
+    """The paper's figures stand beside those at the network's size, which is what they are of."""
+    paper = PUBLISHED[published] if published is not None and table.size == "input" else {}
     reference = contest.reference.title if contest.reference else "the reference"
     titles = [METRICS[metric].title for metric in PAPER_METRICS]
     pooled = [f"pooled {title}" for title in titles]
-    head = ["network", "cases", "epochs", *titles, *pooled, f"Dice less {reference}'s", "p"]
+    beside = [f"the paper's {title}" for title in titles] if paper else []
+    head = ["network", "cases", "epochs", *titles, *beside, *pooled, f"Dice less {reference}'s", "p"]
     rows = []
     for standing in table.standings:
-        title = standing.contestant.title
+        title, network = standing.contestant.title, standing.contestant.record.plan.network.name
         if not standing.is_complete:
             scored, wanted = (name_folds(folds, contest.n_folds) for folds in (standing.folds, table.folds))
             title += f" (*incomplete: {scored} of {wanted}*)"
@@ -123,6 +145,7 @@ def _score_table(contest: Contest, table: Table) -> list[str]:
                 str(standing.n_cases),
                 str(standing.contestant.epochs),
                 *(_cell(standing.means[metric]) for metric in PAPER_METRICS),
+                *([f"{figure:.2f}" for figure in paper.get(network, ())] or ["-"] * len(beside)),
                 *(_percent(standing.pooled.get(metric, math.nan)) for metric in PAPER_METRICS),
                 f"{100 * test.mean_difference:+.2f}" if test and test.n_cases else "-",
                 _p_text(standing.adjusted["dice"]) if test else "-",
@@ -144,18 +167,6 @@ def _cost_table(contest: Contest, costs: Mapping[str, Cost], timed_on: str) -> l
             figures = [f"{cost.parameters / 1e6:.3f}", f"{cost.multiply_adds / 1e9:.3f}", speed]
         rows.append([contestant.title, str(network.width), str(network.depth), *figures])
     return _markdown_table(head, rows)
-
-
-def _published_lines(published: str) -> list[str]:
-    head = ["network", *(METRICS[metric].title for metric in PAPER_METRICS)]
-    rows = [[TITLES[name], *(f"{value:.2f}" for value in values)] for name, values in PUBLISHED[published].items()]
-    return [
-        f"## What the paper gives for {published}",
-        "",
-        ON_THE_PAPER,
-        "",
-        *_markdown_table(head, rows),
-    ]
 
 
 def _cell(summary: Summary) -> str:

@@ -13,6 +13,8 @@ TITLES: Mapping[str, str] = {
 }
 """The networks in the order of the paper's tables; what it calls its own is IAU-Net here."""
 
+PAPER_SIZE = (256, 256)
+
 PAPER_METRICS = ("dice", "iou", "precision", "sensitivity")
 
 PUBLISHED: Mapping[str, Mapping[str, tuple[float, float, float, float]]] = {

@@ -21,7 +21,9 @@ OPTIONS = {  # without drop path, whose draws leave some parameters without a gr
         {"variant": "paper5"},
         {"spatial_attention": "scaled", "separate_mlps": True},
         {"spatial_attention": "softmax", "max_keys": None},
-        {"spatial_attention": "none", "scale_attention": False, "channel_attention": False},
+        {"spatial_attention": "none", "scale_attention": "none", "channel_attention": False},
+        {"scale_attention": "every", "attention_order": "channel_first"},
+        {"scale_attention": "last", "spatial_attention": "scaled", "sigmoid_scale": "count"},
     ],
 }
 CASES = [(name, options) for name in NETWORKS for options in OPTIONS.get(name, [{}])]
@@ -162,12 +164,12 @@ def test_numbers_that_no_network_has_are_refused(name, options):
             tiny(name, options, depth=depth)
 
 
-NO_ATTENTION = {"scale_attention": False, "spatial_attention": "none", "channel_attention": False}
+NO_ATTENTION = {"scale_attention": "none", "spatial_attention": "none", "channel_attention": False}
 
 
 # The sizes are the published ones. The paper's counts of its own network, 31.206 M and 31.233 M, are those of the mode
-# `scaled`, which has 902 parameters of its own: gamma (128 + 256 + 512) and, three times, tau and b0. Att-UNet's 34.88 M
-# hold biases that batch normalisation cancels, and its 66.43 G the gates' products with the skips, 7.9 M.
+# `scaled`, which has 902 parameters of its own: gamma (128 + 256 + 512) and, three times, tau and b0. Att-UNet's
+# 34.88 M hold biases that batch normalisation cancels, its 66.43 G the gates' products with the skips, 7.9 M.
 @pytest.mark.parametrize(
     ("name", "options", "parameters", "multiply_adds"),
     [
@@ -202,13 +204,51 @@ def test_counting_is_right_for_one_convolution_and_leaves_the_network_as_it_is()
     assert network.weight.device.type == "cpu"
 
 
-def test_only_the_deeper_skips_pass_spatial_and_channel_attention():
-    network = tiny("iaunet", {}, depth=5)
-    kinds = [type(skip).__name__ for skip in network.skips]
-    inner = [[type(module).__name__ for module in skip] for skip in network.skips[1:]]
+def skip_modules(options):
+    """The names of the modules on each skip, from shallow to deep."""
+    return [
+        [type(module).__name__ for module in (skip if isinstance(skip, nn.Sequential) else [skip])]
+        for skip in tiny("iaunet", options, depth=5).skips
+    ]
 
-    assert kinds[0] == "ScaleFeatureAttention"
-    assert inner == [["SpatialAttention", "ChannelAttention"]] * 3
+
+def test_only_the_deeper_skips_pass_spatial_and_channel_attention():
+    assert skip_modules({}) == [["ScaleFeatureAttention"], *[["SpatialAttention", "ChannelAttention"]] * 3]
+
+
+def test_channel_attention_may_come_first():
+    deeper = skip_modules({"attention_order": "channel_first"})[1:]
+
+    assert deeper == [["ChannelAttention", "SpatialAttention"]] * 3
+
+
+@pytest.mark.parametrize("variant", ["fullres", "paper5"])
+@pytest.mark.parametrize(("place", "skips"), [("first", [0]), ("last", [3]), ("every", [0, 1, 2, 3]), ("none", [])])
+def test_scale_attention_stands_where_it_is_asked_for_and_before_the_others(place, skips, variant):
+    modules = skip_modules({"variant": variant, "scale_attention": place})
+
+    assert [skip for skip, names in enumerate(modules) if "ScaleFeatureAttention" in names] == skips
+    assert all(modules[skip][0] == "ScaleFeatureAttention" for skip in skips)
+    assert [names[-2:] for names in modules[1:]] == [["SpatialAttention", "ChannelAttention"]] * 3
+
+
+def test_scale_attention_is_as_wide_as_its_skip():
+    counts = {
+        place: count_parameters(tiny("iaunet", {"scale_attention": place}, depth=5))
+        for place in ("none", "first", "last", "every")
+    }
+
+    # three 1x1 and three 3x3 convolutions and six normalisations of scale and shift
+    of_width = [30 * width**2 + 12 * width for width in (4, 8, 16, 32)]
+    assert counts["first"] - counts["none"] == of_width[0]
+    assert counts["last"] - counts["none"] == of_width[-1]
+    assert counts["every"] - counts["none"] == sum(of_width)
+
+
+def test_the_sigmoid_scale_reaches_every_spatial_attention():
+    network = tiny("iaunet", {"spatial_attention": "scaled", "sigmoid_scale": "count"}, depth=5)
+
+    assert [skip[0].sigmoid_scale for skip in network.skips[1:]] == ["count"] * 3
 
 
 def test_convolutions_are_drawn_by_their_fan_out_and_the_head_by_its_fan_in():
@@ -279,7 +319,7 @@ def test_a_strangers_network_is_found_by_module_and_function(tmp_path, monkeypat
 
 
 def test_an_unknown_name_is_answered_with_the_known_ones():
-    with pytest.raises(NetworkError, match="unknown network 'resnet': choose one of iaunet, unet, attention_unet, .*, or name"):
+    with pytest.raises(NetworkError, match=r"'resnet': choose one of iaunet, unet, attention_unet, .*, or name"):
         check_network("resnet", {})
 
 
@@ -305,6 +345,9 @@ def test_an_unknown_option_is_answered_with_the_known_ones():
             "row",
             "one of 'mean', 'scaled', 'literal', 'channel', 'softmax' or one of 'none'",
         ),
+        ("scale_attention", True, "one of 'first', 'last', 'every', 'none'"),
+        ("attention_order", "both", "one of 'spatial_first', 'channel_first'"),
+        ("sigmoid_scale", 2, "one of 'bias', 'count'"),
         ("max_keys", 10.5, "int or None"),
         ("max_keys", True, "int or None"),
         ("gamma_init", "1", "float"),
@@ -322,8 +365,16 @@ def test_values_of_the_right_kind_are_taken():
     check_network("iaunet", {"max_keys": 256, "spatial_attention": "none", "gamma_init": 0.1})
 
 
-def test_an_unknown_variant_is_refused_by_the_builder_as_well():
+@pytest.mark.parametrize(
+    ("option", "value", "known"),
+    [
+        ("variant", "full", "fullres, paper5"),
+        ("scale_attention", True, "first, last, every, none"),
+        ("attention_order", "both", "spatial_first, channel_first"),
+    ],
+)
+def test_an_unknown_choice_is_refused_by_the_builder_as_well(option, value, known):
     from iaunet.networks.iaunet import build_iaunet
 
-    with pytest.raises(NetworkError, match="variant 'full': choose one of fullres, paper5"):
-        build_iaunet(channels=1, labels=1, variant="full")
+    with pytest.raises(NetworkError, match=f"{option} {value!r}: choose one of {known}"):
+        build_iaunet(channels=1, labels=1, **{option: value})
