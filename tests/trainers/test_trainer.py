@@ -451,6 +451,20 @@ def test_a_training_stopped_at_any_step_goes_on_to_the_same_result(setup, number
     assert_same_result(setup, undisturbed)
 
 
+def test_a_network_that_draws_goes_on_to_the_same_result(setup):
+    network = NetworkPlan(name="swin_unet", width=4, depth=3, options={"window": 2, "drop_path": 0.5})
+    setup = dataclasses.replace(setup, plan=dataclasses.replace(setup.plan, network=network))
+    undisturbed = elsewhere(setup, "undisturbed")
+    fit(undisturbed)
+
+    with pytest.raises(Stopped):
+        fit(setup, stopping_at(1, 0))
+    torch.manual_seed(77)  # what another process would have drawn
+    fit(setup)
+
+    assert_same_result(setup, undisturbed)
+
+
 def test_a_signal_between_two_epochs_stops_there(setup):
     class Signalled(Trainer):
         def validate(self):

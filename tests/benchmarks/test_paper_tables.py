@@ -1,0 +1,103 @@
+"""The script that makes the paper's tables, with tiny settings."""
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from iaunet.inference.runs import Run
+
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "paper_tables.py"
+
+
+@pytest.fixture
+def make_tables(workspace, tmp_path):
+    """Run the script on the toy data set; returns what it printed."""
+
+    def make(*options, results=tmp_path / "results", code=0):
+        command = [sys.executable, str(SCRIPT), "toy", "--workspace", str(workspace), "--results", str(results)]
+        settings = ["--epochs", "1", "--recipes", "best", "--splits", "random", "--train_options", "--width 4"]
+        done = subprocess.run([*command, *settings, *options], capture_output=True, text=True, check=False)
+        assert done.returncode == code, done.stderr
+        return done.stdout
+
+    return make
+
+
+def lines(output):
+    return [line for line in output.splitlines() if line.startswith(("finished", "done", "no time", "unfinished"))]
+
+
+def test_results_add_up_over_sittings_and_nothing_is_trained_twice(make_tables, workspace, tmp_path):
+    results = tmp_path / "results"
+
+    first = lines(make_tables("--networks", "unet", "--folds", "0", "--commit", "abc"))
+    (workspace / "toy" / "runs").rename(tmp_path / "gone")  # a borrowed machine starts bare
+    second = lines(make_tables("--networks", "unet", "unext", "--folds", "0", "1"))
+
+    assert [line.partition(":")[0] for line in first] == ["finished   unet-best-random-e1, fold 0"]
+    assert [line.partition(":")[0] for line in second] == [
+        "done       unet-best-random-e1, fold 0",
+        "finished   unext-best-random-e1, fold 0",
+        "finished   unet-best-random-e1, fold 1",
+        "finished   unext-best-random-e1, fold 1",
+    ]
+    assert [folder.fold for folder in Run(results / "unet-best-random-e1").scored_folds()] == ["0", "1"]
+    assert not [*results.rglob("*.safetensors"), *results.rglob("*.pt")]
+    unit = json.loads((results / "unet-best-random-e1" / "fold_0" / "unit.json").read_text())
+    assert {name: unit[name] for name in ("network", "recipe", "split", "fold", "epochs", "seed", "commit")} == {
+        "network": "unet",
+        "recipe": "best",
+        "split": "random",
+        "fold": 0,
+        "epochs": 1,
+        "seed": 0,
+        "commit": "abc",
+    }
+    assert unit["device"].startswith("cpu")
+    assert unit["command"][:3] == ["iaunet_train", "toy", "0"]
+    assert unit["seconds"] > 0
+    assert len(json.loads((results / "tables" / "units.json").read_text())) == 4
+    with (results / "tables" / "comparison.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["metric"] == "dice"]
+    assert {(row["network"], row["folds"], row["complete"]) for row in rows if row["fold_set"] == "0 1 2"} == {
+        ("U-Net", "0 1", "False"),
+        ("UNeXt", "0 1", "False"),
+    }
+
+
+def test_no_unit_is_begun_without_time_and_a_stopped_one_goes_on(make_tables, workspace):
+    assert make_tables("--networks", "unet", "--minutes", "1", code=1).splitlines()[-2:] == [
+        "no time    unet-best-random-e1, fold 0: 0 s are left",
+        "no unit is finished",
+    ]
+    assert not (workspace / "toy" / "runs").exists()
+
+    long = ("--networks", "unet", "--epochs", "100000")
+    stopped = make_tables(*long, "--minutes", "1.1", code=1)
+
+    assert lines(stopped) == ["unfinished unet-best-random-e100000, fold 0"]
+    assert (workspace / "toy" / "runs" / "unet-best-random-e100000" / "fold_0" / "checkpoint.pt").exists()
+
+
+def test_the_ablation_trains_variants_on_fold_0(make_tables, tmp_path):
+    make_tables("--ablation", "paper5", "no_attention")
+
+    runs = sorted(path.parent.name for path in (tmp_path / "results").glob("*/run.json"))
+    assert runs == ["iaunet-best-random-e1", "iaunet-no_attention-best-random-e1", "iaunet-paper5-best-random-e1"]
+    options = Run(tmp_path / "results" / "iaunet-no_attention-best-random-e1").record.plan.network.options
+    assert options == {"scale_attention": "none", "spatial_attention": "none", "channel_attention": False}
+
+
+def test_results_of_other_settings_are_not_mixed(make_tables, tmp_path):
+    make_tables("--networks", "unet")
+    (tmp_path / "results" / "unet-best-random-e1" / "fold_0" / "unit.json").unlink()
+    run_json = tmp_path / "results" / "unet-best-random-e1" / "run.json"
+    run_json.write_text(run_json.read_text().replace('"width": 4', '"width": 6'))
+
+    make_tables("--networks", "unet", code=1)
+
+    assert not (tmp_path / "results" / "unet-best-random-e1" / "fold_0" / "unit.json").exists()
