@@ -12,6 +12,8 @@ from iaunet.device import (
     free_memory,
     is_out_of_memory,
     mixed_precision,
+    random_state,
+    restore_random_state,
     unused_gpu,
 )
 
@@ -79,3 +81,16 @@ def test_free_memory_is_less_than_the_machine_has():
 
     assert free is not None
     assert 0 < free < os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_random_numbers_are_drawn_again_after_going_back():
+    device = torch.device("cpu")
+    torch.manual_seed(3)
+    before = random_state(device)
+    drawn = torch.rand(4)
+
+    restore_random_state(before, device)
+
+    assert torch.equal(torch.rand(4), drawn)
+    restore_random_state([*before, torch.zeros(8, dtype=torch.uint8)], device)  # saved on a card
+    assert torch.equal(torch.rand(4), drawn)

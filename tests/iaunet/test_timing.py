@@ -13,8 +13,10 @@ class Sleeper(torch.nn.Module):
         super().__init__()
         self.seconds = seconds
         self.weight = torch.nn.Parameter(torch.zeros(1, 1, 1, 1))
+        self.sides = set()
 
     def forward(self, x):
+        self.sides |= {*x.shape[2:]}
         time.sleep(self.seconds * len(x))
         return x[:, :1] * self.weight
 
@@ -24,6 +26,16 @@ def test_the_time_of_a_row_is_scaled_by_its_pixels():
 
     assert seconds >= 0.05 * 16
     assert seconds < 0.05 * 16 * 10
+
+
+def test_a_network_that_pads_is_timed_at_a_size_that_it_takes_as_it_is():
+    network = Sleeper(0.02)
+    network.multiple = 256
+
+    seconds = time_row(network, 3, 1, (256, 256), torch.device("cpu"))
+
+    assert network.sides == {256}
+    assert 0.02 <= seconds < 0.02 * 10
 
 
 def test_a_wider_network_takes_longer_a_row():
