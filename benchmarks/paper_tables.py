@@ -4,7 +4,7 @@ python benchmarks/paper_tables.py DATA --results FOLDER [--minutes M] [--epochs 
 [--splits ...] [--folds ...], with DATA a folder of raw data or a data set that the workspace knows.
 
 The unit is one (network, recipe, split, fold), trained and scored at native size by ``iaunet_train``. When it is
-finished, all of it but weights and checkpoint is copied to FOLDER/RUN/fold_K with ``unit.json`` that says how it was
+finished, all but weights, checkpoint and logits is copied to FOLDER/RUN/fold_K with ``unit.json`` that says how it was
 made; a unit found there is not trained again, so FOLDER may be carried from one borrowed machine to the next. Another
 unit is begun only if the longest one so far would still fit; one that takes longer than the rest of the time is
 stopped, keeps its checkpoint in the workspace, and goes on in the next sitting there. ``--ablation`` trains variants of
@@ -182,7 +182,7 @@ def train(command: Sequence[str], seconds: float) -> bool:
 
 
 def keep(run: Run, unit: Unit, arguments: argparse.Namespace, command: Sequence[str], seconds: float) -> None:
-    """Copy a finished unit to the results, all but weights and checkpoint, and say how it was made.
+    """Copy a finished unit to the results, all but weights, checkpoint and logits, and say how it was made.
 
     Raises:
         SystemExit: The results hold other folds of this run that were trained with other settings.
@@ -194,7 +194,7 @@ def keep(run: Run, unit: Unit, arguments: argparse.Namespace, command: Sequence[
     shutil.rmtree(target.root, ignore_errors=True)
     make_folder(kept.root)
     shutil.copyfile(run.run_json, kept.run_json)
-    shutil.copytree(fold.root, target.root, ignore=shutil.ignore_patterns("*.safetensors", "*.pt", ".*"))
+    shutil.copytree(fold.root, target.root, ignore=shutil.ignore_patterns("*.safetensors", "*.pt", "logits", ".*"))
     record = run.record
     facts = {
         "network": unit.network,

@@ -121,7 +121,7 @@ def _fits(task: dict[str, Any]) -> bool:
         free = torch.cuda.mem_get_info()[0]
     else:
         free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
-    return ALPHAS * batch * size**2 * 4 < free
+    return bool(ALPHAS * batch * size**2 * 4 < free)
 
 
 def _measure_apart(task: dict[str, Any]) -> dict[str, float]:
@@ -148,7 +148,8 @@ def _pass(task: dict[str, Any]) -> Callable[[], tuple[Tensor, ...]]:
     torch.manual_seed(0)
     attend = {"blocks": _blocks, "plain": _plain, "checkpoint": _checkpoint}[task["method"]]
     dtype = getattr(torch, task["type"])
-    inputs = [torch.randn(task["shape"], device=task["device"]).requires_grad_() for _ in range(3)]
+    shape: list[int] = task["shape"]
+    inputs = [torch.randn(shape, device=task["device"]).requires_grad_() for _ in range(3)]
 
     def once() -> tuple[Tensor, ...]:
         with torch.autocast(task["device"], dtype, enabled=dtype == torch.bfloat16):
@@ -208,9 +209,10 @@ def _status(field: str) -> int:
 
 def _largest_differences(features: int, device: str) -> dict[str, float]:
     """How far each method in float32 is from the plain formula in float64, over output and gradients."""
-    task = {"shape": [2, features, 1500], "device": device, "type": "float32"}
+    shape = [2, features, 1500]
+    task = {"shape": shape, "device": device, "type": "float32"}
     torch.manual_seed(0)
-    exact = [torch.randn(task["shape"], device=device).double().requires_grad_() for _ in range(3)]
+    exact = [torch.randn(shape, device=device).double().requires_grad_() for _ in range(3)]
     out = _plain(*exact)
     expected = [out, *torch.autograd.grad(out, exact, torch.ones_like(out))]
     return {

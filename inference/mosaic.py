@@ -26,13 +26,11 @@ class Prediction:
     """A predicted case at its native size.
 
     ``labels`` [slices, H, W] uint8 holds 0 for background and i + 1 for label i; ``probabilities`` [outputs, slices,
-    H, W] float32 and ``rows``, the labels [rows, *input_size] of each row before it was taken back to native size, are
-    None where they were not asked for.
+    H, W] float32, or None where they were not asked for.
     """
 
     labels: NDArray[np.uint8]
     probabilities: NDArray[np.float32] | None
-    rows: NDArray[np.uint8] | None = None
 
 
 class Assembly:
@@ -42,17 +40,15 @@ class Assembly:
         case: Tells where its rows lie.
         plan: Decides labels.
         keep_probabilities: Whether the prediction has probabilities, which take 4 bytes a pixel and output.
-        keep_rows: Whether it has the labels of its rows.
     """
 
-    def __init__(self, case: CaseInput, plan: Plan, keep_probabilities: bool = False, keep_rows: bool = False) -> None:
+    def __init__(self, case: CaseInput, plan: Plan, keep_probabilities: bool = False) -> None:
         self._plan = plan
         self._places = case.places
         self._n_added = 0
         self._labels = np.zeros(case.shape, np.uint8)
         n_outputs = len(plan.labels)
         self._probabilities = np.zeros((n_outputs, *case.shape), np.float32) if keep_probabilities else None
-        self._rows = np.zeros((len(case.places), *plan.input_size), np.uint8) if keep_rows else None
         self._picture: _Mosaic | None = None
 
     @property
@@ -69,13 +65,11 @@ class Assembly:
         """
         if not self.is_complete:
             raise ValueError(f"{len(self._places) - self._n_added} rows of the case are missing")
-        return Prediction(self._labels, self._probabilities, self._rows)
+        return Prediction(self._labels, self._probabilities)
 
     def add(self, probabilities: NDArray[np.float32]) -> None:
         """Add the probabilities [outputs, *input_size] of the next row; rows come in the order of their places."""
         place = self._places[self._n_added]
-        if self._rows is not None:
-            self._rows[self._n_added] = self._plan.decide(probabilities)
         self._n_added += 1
         if place.geometry.is_whole:
             self._keep(place.slice, 0, place.geometry.restore(probabilities))

@@ -88,6 +88,11 @@ class FoldFolder:
         return self.validation / "scores_input_size.csv"
 
     @property
+    def logits(self) -> Path:
+        """The folder of the logits of their rows, see `iaunet.inference.out_of_fold`."""
+        return self.validation / "logits"
+
+    @property
     def summary_json(self) -> Path:
         """Written last: its presence means that the fold is finished."""
         return self.root / "summary.json"

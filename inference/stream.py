@@ -63,7 +63,7 @@ def predict_stream(
     load: Callable[[Item], CaseInput],
     finish: Callable[[Item, Prediction], Result],
     keep_probabilities: bool = False,
-    keep_rows: bool = False,
+    watch: Callable[[Item, NDArray[np.float32]], None] | None = None,
 ) -> Iterator[tuple[Item, Result | IaunetError]]:
     """Predict many cases.
 
@@ -73,7 +73,8 @@ def predict_stream(
         load: Makes the network's inputs of an item; called in threads.
         finish: Does with a prediction what is to be done, and returns what is to be told; called in threads.
         keep_probabilities: Whether ``finish`` needs the probabilities.
-        keep_rows: Whether it needs the labels of the rows.
+        watch: Is given the probabilities [outputs, *input_size] of every row before ``finish`` is called, the rows of
+            a case in their order; called in threads.
 
     Yields:
         Each item once with its result, or with the error that ``load`` or ``finish`` raised; the order may differ
@@ -90,6 +91,8 @@ def predict_stream(
                 before.result()
             for row in rows:
                 job.assembly.add(row)
+                if watch is not None:
+                    watch(job.item, row)
             return finish(job.item, job.assembly.prediction) if job.assembly.is_complete else None
 
         def rows() -> Iterator[tuple[_Job[Item, Result], NDArray[np.float32]]]:
@@ -98,7 +101,7 @@ def predict_stream(
                     failed.append((item, loaded))
                     continue
                 case = loaded.case
-                job = _Job[Item, Result](item, Assembly(case, predictor.plan, keep_probabilities, keep_rows))
+                job = _Job[Item, Result](item, Assembly(case, predictor.plan, keep_probabilities))
                 yield job, loaded.first
                 for number in range(1, len(case.places)):
                     yield job, case.make(number)

@@ -5,12 +5,15 @@ import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from iaunet.dataset import Dataset
 from iaunet.errors import IaunetError, PredictionError
 from iaunet.files import write_png
 from iaunet.inference.mosaic import Prediction
+from iaunet.inference.out_of_fold import LogitWriter, logits_path
 from iaunet.inference.predictor import Predictor
 from iaunet.inference.runs import FoldFolder, Run
 from iaunet.inference.scores import (
@@ -43,8 +46,8 @@ def validate_fold(
 
     Args:
         predictor: With the fold's network.
-        folder: Gets ``validation/`` with masks and scores, at native size and, where the plan stretches pictures, at
-            the network's; then summary.json.
+        folder: Gets ``validation/`` with masks, logits of rows, and scores, at native size and, where the plan
+            stretches pictures, at the network's; then summary.json.
         dataset: Knows the groups.
         arrays: The preprocessed inputs and true masks.
         names: The held-out cases.
@@ -119,6 +122,16 @@ def _score_cases(
     """Predict cases and keep their masks; the scores of each at native size, and at the network's."""
     plan = predictor.plan
     in_mm = _distance_unit(arrays) == "mm"
+    writers: dict[str, LogitWriter] = {}
+    rows: dict[str, list[NDArray[np.uint8]]] = {}
+
+    def watch(name: str, probabilities: NDArray[np.float32]) -> None:
+        if name not in writers:
+            shape = arrays.cases[name].n_rows, *probabilities.shape
+            writers[name] = LogitWriter(logits_path(folder.logits, name), shape)
+        writers[name].add(probabilities)
+        if plan.input_mode == "resize":
+            rows.setdefault(name, []).append(plan.decide(probabilities))
 
     def finish(name: str, prediction: Prediction) -> tuple[CaseScore, CaseScore | None]:
         values = plan.coding.decode(prediction.labels)
@@ -126,13 +139,13 @@ def _score_cases(
         spacing_mm = arrays.cases[name].spacing_mm if in_mm else None
         outputs, truth = plan.coding.outputs, arrays.truth(name)
         native = score_masks(name, prediction.labels, truth, plan.labels, spacing_mm, outputs=outputs)
-        if prediction.rows is None:
+        if plan.input_mode != "resize":
             return native, None
-        rows = arrays.masks[arrays.cases[name].rows]
-        return native, score_masks(name, prediction.rows, rows, plan.labels, outputs=outputs)
+        true_rows = arrays.masks[arrays.cases[name].rows]
+        return native, score_masks(name, np.stack(rows.pop(name)), true_rows, plan.labels, outputs=outputs)
 
     scores = {}
-    stream = predict_stream(predictor, names, arrays.case_input, finish, keep_rows=plan.input_mode == "resize")
+    stream = predict_stream(predictor, names, arrays.case_input, finish, watch=watch)
     for name, result in tqdm(stream, "validate", len(names), unit=" cases", disable=None, leave=False):
         if isinstance(result, IaunetError):
             raise result

@@ -13,9 +13,11 @@ from iaunet.errors import NetworkError
 from iaunet.networks.blocks import conv_norm_relu
 
 SpatialMode = Literal["mean", "scaled", "literal", "channel", "softmax"]
+SigmoidScale = Literal["bias", "count"]
 LITERAL_POSITIONS = 4096
-CPU_SCORES = 2**20  # scores held at once: 4 MiB in float32, about what stays in the cache
-ACCELERATOR_SCORES = 2**27  # 512 MiB in float32
+# Keys and queries whose scores are held at once: what stays in a core's cache, and what fills an accelerator.
+CPU_BLOCK = (1024, 1024)  # 4 MiB in float32
+ACCELERATOR_BLOCK = (4096, 2048)  # 32 MiB in float32
 
 
 class ScaleFeatureAttention(nn.Module):
@@ -70,8 +72,9 @@ class SpatialAttention(nn.Module):
     With ``q = x`` and ``k = v = pool_keys(x)``, tokens of C features, N queries and M keys, the modes are
 
     - ``mean``: ``alpha = sigmoid(q k^T / sqrt(C)) / M``, ``out = x + alpha v``;
-    - ``scaled``: q and k through LayerNorm, ``alpha = sigmoid(tau q k^T / sqrt(C) + b0 - log M)``,
-      ``out = x + gamma (alpha v)`` with learned tau, b0 and gamma (Ramapuram et al. 2024, arXiv 2409.04431);
+    - ``scaled``: q and k through LayerNorm, ``s = tau q k^T / sqrt(C) + b0``, ``out = x + gamma (alpha v)`` with
+      learned tau, b0 and gamma (Ramapuram et al. 2024, arXiv 2409.04431); ``sigmoid_scale`` says what keeps the sum
+      of a row of alpha apart from M: ``alpha = sigmoid(s - log M)`` (bias) or ``alpha = sigmoid(s) / M`` (count);
     - ``literal``: ``alpha = sigmoid(x x^T)``, ``out = x + alpha x``, as printed, without pooling;
     - ``channel``: the same between feature maps of N positions, ``alpha = sigmoid(x^T x / N) / C``,
       ``out = x + x alpha``, without pooling;
@@ -82,21 +85,31 @@ class SpatialAttention(nn.Module):
         mode: One of `SpatialMode`.
         max_keys: Most keys M that are kept, see `pool_keys`; None keeps all positions.
         gamma_init: What gamma of ``scaled`` starts from.
+        sigmoid_scale: ``bias`` or ``count``, for ``scaled`` only.
 
     Raises:
-        NetworkError: An unknown mode, or ``max_keys`` below 1.
+        NetworkError: An unknown mode or sigmoid scale, or ``max_keys`` below 1.
     """
 
     def __init__(
-        self, width: int, mode: SpatialMode = "mean", *, max_keys: int | None = 1024, gamma_init: float = 1.0
+        self,
+        width: int,
+        mode: SpatialMode = "mean",
+        *,
+        max_keys: int | None = 1024,
+        gamma_init: float = 1.0,
+        sigmoid_scale: SigmoidScale = "bias",
     ) -> None:
         super().__init__()
         if mode not in get_args(SpatialMode):
             raise NetworkError(f"spatial attention {mode!r}: choose one of {', '.join(get_args(SpatialMode))}")
+        if sigmoid_scale not in get_args(SigmoidScale):
+            raise NetworkError(f"sigmoid_scale {sigmoid_scale!r}: choose one of {', '.join(get_args(SigmoidScale))}")
         if max_keys is not None and max_keys < 1:
             raise NetworkError(f"max_keys is {max_keys}: give 1 or more, or None to keep every position")
         self.mode = mode
         self.max_keys = max_keys
+        self.sigmoid_scale = sigmoid_scale
         if mode == "scaled":
             self.log_tau = nn.Parameter(torch.zeros(()))
             self.bias = nn.Parameter(torch.zeros(()))
@@ -112,14 +125,19 @@ class SpatialAttention(nn.Module):
         return x + added.view_as(x)
 
     def _mean(self, x: Tensor) -> Tensor:
-        queries, keys = x.flatten(2), pool_keys(x, self.max_keys)
-        return sigmoid_attention(queries, _widen(keys) / math.sqrt(x.shape[1]), keys / keys.shape[2])
+        keys = pool_keys(x, self.max_keys)
+        return sigmoid_attention(
+            x.flatten(2), keys, keys, score_factor=x.shape[1] ** -0.5, sum_factor=1 / keys.shape[2]
+        )
 
     def _scaled(self, x: Tensor) -> Tensor:
         keys = pool_keys(x, self.max_keys)
         scale = torch.exp(_widen(self.log_tau)) / math.sqrt(x.shape[1])
-        bias = _widen(self.bias) - math.log(keys.shape[2])
-        term = sigmoid_attention(_normalise(x.flatten(2)) * scale, _normalise(keys), keys, bias)
+        queries, bias = _normalise(x.flatten(2)) * scale, _widen(self.bias)
+        if self.sigmoid_scale == "bias":
+            term = sigmoid_attention(queries, _normalise(keys), keys, bias - math.log(keys.shape[2]))
+        else:
+            term = sigmoid_attention(queries, _normalise(keys), keys, bias, sum_factor=1 / keys.shape[2])
         return self.gamma[:, None] * term
 
     def _literal(self, x: Tensor) -> Tensor:
@@ -133,8 +151,7 @@ class SpatialAttention(nn.Module):
 
     def _channel(self, x: Tensor) -> Tensor:
         maps = x.flatten(2).mT
-        scaled = _widen(maps) / math.sqrt(maps.shape[1])
-        return sigmoid_attention(scaled, scaled, maps / maps.shape[2]).mT
+        return sigmoid_attention(maps, maps, maps, score_factor=1 / maps.shape[1], sum_factor=1 / maps.shape[2]).mT
 
     def _softmax(self, x: Tensor) -> Tensor:
         keys = pool_keys(x, self.max_keys).mT[:, None]
@@ -161,17 +178,28 @@ def pool_keys(x: Tensor, max_keys: int | None) -> Tensor:
     return x.flatten(2)
 
 
-def sigmoid_attention(queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None = None) -> Tensor:
-    """``sum_m sigmoid(q_n k_m + bias) v_m`` for every query n.
+def sigmoid_attention(
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    bias: Tensor | None = None,
+    *,
+    score_factor: float = 1.0,
+    sum_factor: float = 1.0,
+) -> Tensor:
+    """``sum_factor sum_m sigmoid(score_factor q_n k_m + bias) v_m`` for every query n.
 
-    The products run in the autocast type if there is one, else in that of ``values``; bias and sigmoid run in
-    float32. Autograd holds the inputs only: scores are made block by block, and again in the backward pass.
+    The products run in the autocast type if there is one, else in that of ``values``; bias, sigmoid and sums over
+    blocks are in float32. Autograd holds the inputs only: scores are made block by block, and again in the backward
+    pass. Blocks are of queries and of keys, so that what a block reads and adds to stays in the cache as well.
 
     Args:
         queries: [B, C, N].
         keys: [B, C, M].
         values: [B, C, M].
         bias: One number, added to every score.
+        score_factor: What products of query and key are multiplied by.
+        sum_factor: What the weighted sums of values are multiplied by.
 
     Returns:
         [B, C, N], in the type of the products.
@@ -179,8 +207,12 @@ def sigmoid_attention(queries: Tensor, keys: Tensor, values: Tensor, bias: Tenso
     dtype = _product_dtype(values)
     queries, keys, values = queries.to(dtype), keys.to(dtype), values.to(dtype)
     if torch.compiler.is_compiling():  # loops over blocks would be unrolled in an exported graph
-        return torch.bmm(values, _weights(queries, keys, bias).to(dtype))
-    out: Tensor = _SigmoidAttention.apply(queries, keys, values, bias)  # type: ignore[no-untyped-call]
+        scores = _widen(torch.bmm(keys.mT, queries * score_factor))
+        weights = torch.sigmoid(scores if bias is None else scores + bias)
+        return torch.bmm(values * sum_factor, weights.to(dtype))
+    out: Tensor = _SigmoidAttention.apply(  # type: ignore[no-untyped-call]
+        queries, keys, values, bias, score_factor, sum_factor
+    )
     return out
 
 
@@ -188,53 +220,86 @@ class _SigmoidAttention(torch.autograd.Function):
     """`sigmoid_attention` in blocks, so that no score outlives its block."""
 
     @staticmethod
-    def forward(ctx: Any, queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(
+        ctx: Any,
+        queries: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        bias: Tensor | None,
+        score_factor: float,
+        sum_factor: float,
+    ) -> Tensor:
         ctx.save_for_backward(queries, keys, values, bias)
-        out = torch.empty_like(queries)
-        for images, block in _blocks(queries, keys):
-            weights = _weights(queries[images, :, block], keys[images], bias)
-            out[images, :, block] = torch.bmm(values[images], weights.to(values.dtype))
-        return out
+        ctx.factors = score_factor, sum_factor
+        out = _zeros(queries)
+        for images, of_keys, of_queries in _blocks(queries, keys):
+            weights = _weights(queries[images, :, of_queries], keys[images, :, of_keys], bias, score_factor)
+            _add_product(out[images, :, of_queries], values[images, :, of_keys], weights, sum_factor)
+        return out.to(queries.dtype)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
         queries, keys, values, bias = ctx.saved_tensors
-        grad_queries = torch.empty_like(queries)
-        grad_keys, grad_values = torch.zeros_like(_widen(keys)), torch.zeros_like(_widen(values))
+        score_factor, sum_factor = ctx.factors
+        grad_queries, grad_keys, grad_values = _zeros(queries), _zeros(keys), _zeros(values)
         grad_bias = None if bias is None else torch.zeros_like(bias)
-        for images, block in _blocks(queries, keys):
-            query, grad = queries[images, :, block], grad_out[images, :, block]
-            weights = _weights(query, keys[images], bias)
-            grad_values[images] += torch.bmm(grad, weights.to(grad.dtype).mT)
-            grad_scores = _widen(torch.bmm(values[images].mT, grad))
+        for images, of_keys, of_queries in _blocks(queries, keys):
+            query, grad = queries[images, :, of_queries], grad_out[images, :, of_queries]
+            key, value = keys[images, :, of_keys], values[images, :, of_keys]
+            weights = _weights(query, key, bias, score_factor)
+            _add_product(grad_values[images, :, of_keys], grad, weights.mT, sum_factor)
+            grad_scores = _widen(_product(value.mT, grad, sum_factor))
             torch.ops.aten.sigmoid_backward.grad_input(grad_scores, weights, grad_input=grad_scores)
             if grad_bias is not None:
                 grad_bias += grad_scores.sum()
-            grad_scores = grad_scores.to(query.dtype)
-            grad_queries[images, :, block] = torch.bmm(keys[images], grad_scores)
-            grad_keys[images] += torch.bmm(query, grad_scores.mT)
-        return grad_queries, grad_keys.to(keys.dtype), grad_values.to(values.dtype), grad_bias
+            _add_product(grad_queries[images, :, of_queries], key, grad_scores, score_factor)
+            _add_product(grad_keys[images, :, of_keys], query, grad_scores.mT, score_factor)
+        grads = grad_queries.to(queries.dtype), grad_keys.to(keys.dtype), grad_values.to(values.dtype)
+        return *grads, grad_bias, None, None
 
 
-def _weights(queries: Tensor, keys: Tensor, bias: Tensor | None) -> Tensor:
+def _weights(queries: Tensor, keys: Tensor, bias: Tensor | None, factor: float) -> Tensor:
     """Sigmoid of the scores [B, M, N], in float32 or wider."""
-    scores = _widen(torch.bmm(keys.mT, queries))
+    scores = _widen(_product(keys.mT, queries, factor))
     if bias is not None:
         scores = scores.add_(bias)
     return scores.sigmoid_()
 
 
-def _blocks(queries: Tensor, keys: Tensor) -> Iterator[tuple[slice, slice]]:
-    """Slices of images and of queries that hold few scores at once: several images, or parts of one."""
-    n_images, _, n_queries = queries.shape
-    n_keys = keys.shape[2]
-    scores = CPU_SCORES if queries.device.type == "cpu" else ACCELERATOR_SCORES
-    images_step = max(1, scores // (n_queries * n_keys))
-    queries_step = max(1, scores // n_keys)
+def _product(left: Tensor, right: Tensor, factor: float) -> Tensor:
+    """``factor left @ right``, multiplied before it is rounded to the type of ``left``."""
+    return torch.baddbmm(left.new_empty(1), left, right, beta=0, alpha=factor)
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor, factor: float) -> None:
+    """Add ``factor left @ right`` to ``total`` in place; the product is in the type of ``left``."""
+    if total.dtype == left.dtype:
+        torch.baddbmm(total, left, right, alpha=factor, out=total)
+    else:
+        total.add_(_product(left, right.to(left.dtype), factor))
+
+
+def _zeros(like: Tensor) -> Tensor:
+    """What sums of blocks are collected in: the same shape in float32 or wider."""
+    return torch.zeros_like(like, dtype=torch.promote_types(like.dtype, torch.float32))
+
+
+def _blocks(queries: Tensor, keys: Tensor) -> Iterator[tuple[slice, slice, slice]]:
+    """Slices of images, of keys and of queries that hold few scores at once: several images, or parts of one."""
+    n_images, n_queries, n_keys = queries.shape[0], queries.shape[2], keys.shape[2]
+    block = CPU_BLOCK if queries.device.type == "cpu" else ACCELERATOR_BLOCK
+    keys_step = min(n_keys, block[0])
+    queries_step = min(n_queries, math.prod(block) // keys_step)
+    images_step = math.prod(block) // (keys_step * queries_step)
     for image in range(0, n_images, images_step):
-        for query in range(0, n_queries, queries_step):
-            yield slice(image, image + images_step), slice(query, query + queries_step)
+        for key in range(0, n_keys, keys_step):
+            for query in range(0, n_queries, queries_step):
+                yield (
+                    slice(image, image + images_step),
+                    slice(key, key + keys_step),
+                    slice(query, query + queries_step),
+                )
 
 
 def _product_dtype(x: Tensor) -> torch.dtype:

@@ -6,10 +6,18 @@ from typing import Literal, get_args
 from torch import nn
 
 from iaunet.errors import NetworkError
-from iaunet.networks.attention import ChannelAttention, ScaleFeatureAttention, SpatialAttention, SpatialMode
+from iaunet.networks.attention import (
+    ChannelAttention,
+    ScaleFeatureAttention,
+    SigmoidScale,
+    SpatialAttention,
+    SpatialMode,
+)
 from iaunet.networks.blocks import DoubleConv, Up, UShape, check_sizes, head, pooled_stages, upsample, widths
 
 Variant = Literal["fullres", "paper5"]
+ScalePlace = Literal["first", "last", "every", "none"]
+AttentionOrder = Literal["spatial_first", "channel_first"]
 
 
 def build_iaunet(
@@ -19,11 +27,13 @@ def build_iaunet(
     width: int = 64,
     depth: int = 5,
     variant: Variant = "fullres",
-    scale_attention: bool = True,
+    scale_attention: ScalePlace = "first",
     spatial_attention: SpatialMode | Literal["none"] = "mean",
     channel_attention: bool = True,
+    attention_order: AttentionOrder = "spatial_first",
     max_keys: int | None = 1024,
     gamma_init: float = 1.0,
+    sigmoid_scale: SigmoidScale = "bias",
     separate_mlps: bool = False,
 ) -> nn.Module:
     """Build the paper's network: SFA on the first skip, SA then CA on the others.
@@ -35,29 +45,44 @@ def build_iaunet(
         depth: Number of stages, 3 to 6.
         variant: ``fullres`` takes the skips before pooling; ``paper5`` takes them after it, and its decoder
             ends with one more transposed convolution.
-        scale_attention: Whether the first skip passes SFA.
+        scale_attention: Which skips pass SFA: the ``first``, ``SFA(f1)``, as in the paper; the ``last``, that is the
+            deepest, before its other modules, ``CA(SA(SFA(f)))``; ``every`` skip, the first without others; ``none``.
         spatial_attention: Mode of `SpatialAttention`, or ``none`` to leave it out.
         channel_attention: Whether the other skips pass CA.
+        attention_order: ``spatial_first``, ``CA(SA(f))``, as in the paper, or ``channel_first``, ``SA(CA(f))``.
         max_keys: See `SpatialAttention`.
         gamma_init: See `SpatialAttention`.
+        sigmoid_scale: See `SpatialAttention`; it counts in its mode ``scaled`` only.
         separate_mlps: See `ChannelAttention`.
 
     Raises:
-        NetworkError: A number is out of its range, or the variant or the mode unknown.
+        NetworkError: A number is out of its range, or a value of an option unknown.
     """
     check_sizes(channels, labels, width, depth)
-    if variant not in get_args(Variant):
-        raise NetworkError(f"variant {variant!r}: choose one of {', '.join(get_args(Variant))}")
+    _check_choice("variant", variant, Variant)
+    _check_choice("scale_attention", scale_attention, ScalePlace)
+    _check_choice("attention_order", attention_order, AttentionOrder)
     maps = widths(width, depth)
-    first: nn.Module = ScaleFeatureAttention(width) if scale_attention else nn.Identity()
+    first: nn.Module = ScaleFeatureAttention(width) if scale_attention in ("first", "every") else nn.Identity()
     others: list[nn.Module] = []
     for features in maps[1:-1]:
         modules: list[nn.Module] = []
         if spatial_attention != "none":
-            spatial = SpatialAttention(features, spatial_attention, max_keys=max_keys, gamma_init=gamma_init)
-            modules.append(spatial)
+            modules.append(
+                SpatialAttention(
+                    features,
+                    spatial_attention,
+                    max_keys=max_keys,
+                    gamma_init=gamma_init,
+                    sigmoid_scale=sigmoid_scale,
+                )
+            )
         if channel_attention:
             modules.append(ChannelAttention(features, separate_mlps=separate_mlps))
+        if attention_order == "channel_first":
+            modules.reverse()
+        if scale_attention == "every" or (scale_attention == "last" and features == maps[-2]):
+            modules.insert(0, ScaleFeatureAttention(features))
         others.append(nn.Sequential(*modules))
     halves = variant == "paper5"
     return UShape(
@@ -68,6 +93,11 @@ def build_iaunet(
         last=_last_up(width, labels) if halves else head(width, labels),
         multiple=2**depth if halves else 2 ** (depth - 1),
     )
+
+
+def _check_choice(option: str, value: str, choices: object) -> None:
+    if value not in get_args(choices):
+        raise NetworkError(f"{option} {value!r}: choose one of {', '.join(get_args(choices))}")
 
 
 def _halving_stages(channels: int, maps: list[int]) -> list[nn.Module]:

@@ -1,3 +1,8 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -66,7 +71,7 @@ def numpy_pool(x, max_keys):
     return np.stack(squares, axis=1)
 
 
-def numpy_spatial_attention(x, mode, max_keys, values):
+def numpy_spatial_attention(x, mode, max_keys, values, sigmoid_scale="bias"):
     """Equations 5-6 as the modes read them, on tokens [B, N, C]."""
     batch, width = x.shape[:2]
     q = x.reshape(batch, width, -1).transpose(0, 2, 1)
@@ -79,7 +84,8 @@ def numpy_spatial_attention(x, mode, max_keys, values):
             return (t - t.mean(-1, keepdims=True)) / np.sqrt(t.var(-1, keepdims=True) + 1e-5)
 
         products = normal(q) @ normal(k).transpose(0, 2, 1) / np.sqrt(width)
-        alpha = sigmoid(np.exp(values["log_tau"]) * products + values["bias"] - np.log(k.shape[1]))
+        scores = np.exp(values["log_tau"]) * products + values["bias"]
+        alpha = sigmoid(scores - np.log(k.shape[1])) if sigmoid_scale == "bias" else sigmoid(scores) / k.shape[1]
         out = q + values["gamma"] * (alpha @ v)
     elif mode == "literal":
         out = q + sigmoid(q @ q.transpose(0, 2, 1)) @ q
@@ -134,6 +140,67 @@ def test_spatial_attention_follows_its_equation(mode, max_keys):
     expected = numpy_spatial_attention(x, mode, max_keys, values_of(module))
 
     np.testing.assert_allclose(module(torch.from_numpy(x)).detach(), expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("max_keys", [None, 6])
+def test_scaled_attention_may_divide_by_the_number_of_keys(max_keys):
+    torch.manual_seed(0)
+    module = randomised(SpatialAttention(6, "scaled", max_keys=max_keys, sigmoid_scale="count"))
+    x = np.random.default_rng(0).normal(size=(3, 6, 7, 10))
+    expected = numpy_spatial_attention(x, "scaled", max_keys, values_of(module), "count")
+
+    np.testing.assert_allclose(module(torch.from_numpy(x)).detach(), expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_gradient_of_spatial_attention_is_that_of_its_equation(mode):
+    torch.manual_seed(0)
+    module = randomised(SpatialAttention(3, mode, max_keys=6))
+    x = torch.randn(2, 3, 4, 5, dtype=torch.float64, requires_grad=True)
+
+    assert torch.autograd.gradcheck(module, x)
+
+
+@pytest.mark.parametrize(("sigmoid_scale", "least", "most"), [("bias", 1, 4), ("count", 0.4, 0.8)])
+@pytest.mark.parametrize(("width", "side"), [(16, 8), (128, 16), (128, 48)])
+def test_the_weights_of_a_position_sum_to_about_one_whatever_the_size(width, side, sigmoid_scale, least, most):
+    torch.manual_seed(0)
+    module = SpatialAttention(width, "scaled", max_keys=None, sigmoid_scale=sigmoid_scale)
+    x = torch.randn(2, width, side, side).relu() + 1e-3 * torch.randn(2, width, side, side)
+    x[:, 0] = 1  # a feature that is 1 everywhere is given the sums of the weights
+
+    sums = (module(x) - x)[:, 0].detach()
+
+    assert least < sums.min()
+    assert sums.max() < most
+
+
+def added_term(mode, **options):
+    """The size of what attention adds, of its input, and how much that differs from position to position."""
+    torch.manual_seed(0)
+    x = torch.randn(1, 128, 64, 64).relu()
+    term = (SpatialAttention(128, mode, max_keys=None, **options)(x) - x).detach().flatten(2)
+    return (term.norm() / x.norm()).item(), (term.std(2).mean() / term.abs().mean()).item()
+
+
+def test_the_printed_equation_adds_thousands_of_times_the_same_mean_to_every_position():
+    size, spread = added_term("literal")
+
+    assert size > 2000
+    assert spread < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("mode", "options", "size", "spread"),
+    [
+        ("mean", {}, 0.48, 0.032),
+        ("scaled", {}, 1.76, 0.62),
+        ("scaled", {"sigmoid_scale": "count"}, 0.28, 0.055),
+        ("softmax", {}, 0.58, 0.077),
+    ],
+)
+def test_the_other_modes_add_a_term_of_the_size_of_their_input(mode, options, size, spread):
+    assert added_term(mode, **options) == pytest.approx((size, spread), rel=0.1)
 
 
 def test_scaled_attention_starts_from_neutral_values_and_the_gamma_asked_for():
@@ -197,9 +264,10 @@ def test_keys_average_squares_and_what_the_border_leaves_of_them(max_keys):
     np.testing.assert_allclose(keys.mT, numpy_pool(x, max_keys), rtol=1e-12)
 
 
+@pytest.mark.parametrize("factors", [(1.0, 1.0), (0.3, 0.01)])
 @pytest.mark.parametrize("biased", [False, True])
-@pytest.mark.parametrize(("images", "queries", "keys"), [(2, 3000, 1000), (5, 600, 700), (3, 7, 5)])
-def test_attention_in_blocks_equals_the_whole_in_values_and_gradients(images, queries, keys, biased):
+@pytest.mark.parametrize(("images", "queries", "keys"), [(2, 3000, 1000), (5, 600, 700), (3, 7, 5), (2, 1100, 2100)])
+def test_attention_in_blocks_equals_the_whole_in_values_and_gradients(images, queries, keys, biased, factors):
     torch.manual_seed(0)
     q, k, v = (torch.randn(images, 4, n, requires_grad=True) for n in (queries, keys, keys))
     bias = torch.tensor(-1.5, requires_grad=True) if biased else None
@@ -207,14 +275,31 @@ def test_attention_in_blocks_equals_the_whole_in_values_and_gradients(images, qu
     exact = [tensor.detach().double().requires_grad_() for tensor in inputs]
     weights = torch.randn(images, 4, queries)
 
-    out = sigmoid_attention(q, k, v, bias)
-    whole = exact[2] @ torch.sigmoid(exact[1].mT @ exact[0] + (exact[3] if biased else 0))
+    out = sigmoid_attention(q, k, v, bias, score_factor=factors[0], sum_factor=factors[1])
+    scores = factors[0] * exact[1].mT @ exact[0] + (exact[3] if biased else 0)
+    whole = factors[1] * exact[2] @ torch.sigmoid(scores)
     gradients = torch.autograd.grad(out, inputs, weights)
     expected = torch.autograd.grad(whole, exact, weights.double())
 
-    torch.testing.assert_close(out.double(), whole, rtol=1e-5, atol=1e-3)
-    for gradient, exact_gradient in zip(gradients, expected, strict=True):
-        torch.testing.assert_close(gradient.double(), exact_gradient, rtol=1e-4, atol=5e-3)
+    for one, true in zip((out, *gradients), (whole, *expected), strict=True):
+        assert (one - true).abs().max() < 5e-6 * true.abs().max()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_sums_over_many_blocks_of_keys_keep_the_precision_of_one(dtype):
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(1, 16, n, requires_grad=True) for n in (300, 9000, 9000))
+    v.data += 1  # a sum that grows, so that small terms would be lost beside it
+    exact = v @ torch.sigmoid(k.mT @ q / 4) / 9000
+    expected = torch.autograd.grad(exact, [q, k, v], torch.ones_like(exact))
+
+    with torch.autocast("cpu", dtype):
+        out = sigmoid_attention(q, k, v, score_factor=1 / 4, sum_factor=1 / 9000)
+    gradients = torch.autograd.grad(out, [q, k, v], torch.ones_like(out))
+
+    assert out.dtype == dtype
+    for one, true in zip((out, *gradients), (exact, *expected), strict=True):
+        assert (one - true).norm() < 0.01 * true.norm()
 
 
 def test_the_gradients_of_attention_are_those_of_its_values():
@@ -263,6 +348,11 @@ def test_an_unknown_mode_is_answered_with_the_known_ones():
         SpatialAttention(2, "row")
 
 
+def test_an_unknown_sigmoid_scale_is_answered_with_the_known_ones():
+    with pytest.raises(NetworkError, match="sigmoid_scale 'keys': choose one of bias, count"):
+        SpatialAttention(2, "scaled", sigmoid_scale="keys")
+
+
 def test_attention_needs_a_key():
     with pytest.raises(NetworkError, match="max_keys is 0: give 1 or more, or None"):
         SpatialAttention(2, max_keys=0)
@@ -273,3 +363,27 @@ def test_attention_has_no_parameters_but_in_the_scaled_mode():
 
     assert counts == {"mean": 0, "scaled": 10, "literal": 0, "channel": 0, "softmax": 0}
     assert isinstance(SpatialAttention(8, "scaled").gamma, nn.Parameter)
+
+
+def test_the_benchmark_compares_methods_that_agree(tmp_path):
+    script = Path(__file__).parents[2] / "benchmarks" / "spatial_attention.py"
+    sizes = ["--sizes", "64", "--features", "8", "--batch", "2", "--device", "cpu", "--types", "float32"]
+    command = [
+        sys.executable,
+        script,
+        *sizes,
+        "--repetitions",
+        "1",
+        "--passes",
+        "1",
+        "--json",
+        tmp_path / "result.json",
+    ]
+
+    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    result = json.loads((tmp_path / "result.json").read_text())
+
+    assert [row["method"] for row in result["rows"]] == ["blocks", "plain", "checkpoint"]
+    assert all(row["median"]["seconds"] > 0 and row["median"]["peak_mib"] >= 0 for row in result["rows"])
+    assert max(result["largest_difference"].values()) < 5e-6
+    assert "| 2 | 64 | float32 | blocks |" in printed

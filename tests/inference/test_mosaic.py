@@ -208,20 +208,6 @@ def test_probabilities_are_kept_only_where_they_are_asked_for(make_plan):
     np.testing.assert_array_equal(plain.prediction.labels, full.prediction.labels)
 
 
-def test_the_labels_of_rows_are_kept_at_the_inputs_size_where_they_are_asked_for(make_plan):
-    plan = make_plan(input_mode="resize")
-    case = case_of(plan, (2, 40, 90))
-    plain, full = Assembly(case, plan), Assembly(case, plan, keep_rows=True)
-    rows = [smooth((64, 64))[1:], 1 - smooth((64, 64))[1:]]
-    for assembly in (plain, full):
-        for row in rows:
-            assembly.add(row)
-
-    assert plain.prediction.rows is None
-    np.testing.assert_array_equal(full.prediction.rows, np.concatenate(rows) >= 0.5)
-    assert full.prediction.labels.shape == (2, 40, 90)
-
-
 @pytest.mark.parametrize("scale", [1.0, 0.25])
 def test_memory_does_not_grow_with_the_height_of_a_picture(make_plan, scale):
     plan = dataclasses.replace(make_plan(tile_scale=scale), input_size=(256, 256))

@@ -150,7 +150,7 @@ def test_a_full_disk_is_named(run, validate):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (50, limits[1]))
     try:
-        with pytest.raises(WorkspaceError, match=r"no space left for .*\.png: free some space"):
+        with pytest.raises(WorkspaceError, match=r"no space left for .*case_00.npy: free some space"):
             validate()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
