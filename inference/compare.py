@@ -1,23 +1,25 @@
 """Writes the comparison of a dataset's runs: tables, chart, and grids of cases."""
 
 import logging
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from iaunet.dataset import Dataset
+from iaunet.dataset import IGNORED, Dataset
 from iaunet.errors import FileError, PredictionError, PreprocessingError
 from iaunet.files import read_mask
 from iaunet.inference.case_grid import MOST_COLUMNS, GridColumn, choose_cases, save_grid
-from iaunet.inference.comparison import Contest, Contestant, collect_contests
+from iaunet.inference.comparison import Contest, Contestant, Table, collect_contests
 from iaunet.inference.comparison_chart import save_chart
 from iaunet.inference.comparison_tables import format_csv, format_markdown
 from iaunet.inference.costs import Cost, measure_costs
 from iaunet.inference.published import PUBLISHED, find_published
 from iaunet.inference.runs import Run, list_runs
+from iaunet.networks import NETWORKS
 from iaunet.preprocessing.arrays import Arrays, open_arrays
 from iaunet.records import require
 from iaunet.resample import resize_image
@@ -34,11 +36,11 @@ COMPARISON = "comparison"
 class CompareOptions:
     """What a user may decide.
 
-    ``runs`` names those to compare, none for all. ``results`` is a folder of runs to take instead of the
-    dataset's own. ``reference`` is the run or
-    network that the others are tested against. ``published`` is a data set of the paper, ``none``, or None to go by
-    the dataset's name. ``cases`` are to be shown, with so many random, best and worst ones. ``device`` is where
-    networks are timed, None for nowhere. ``output`` is the folder to write to, None for the dataset's own.
+    ``runs`` names those to compare, none for all. ``results`` is a folder of runs to take instead of the dataset's own.
+    ``reference`` is the run or network that the others are tested against. ``published`` is a data set of the paper,
+    ``none``, or None to go by the dataset's name. ``cases`` are to be shown, with so many random, best and worst ones.
+    ``device`` is where networks are timed, None for nowhere. ``output`` is the folder to write to, None for the
+    dataset's own.
     """
 
     runs: tuple[str, ...] = ()
@@ -79,13 +81,18 @@ def compare_runs(folder: DatasetFolder, options: CompareOptions) -> Comparison:
 
     Returns:
         The contests, and the paths of ``comparison.md`` and ``comparison.csv``, and of a chart and a grid of cases for
-        each contest. Where images or masks can no longer be read, a warning is logged instead of a grid.
+        each contest. Where images or masks can no longer be read, a warning is logged instead of a grid; none is drawn
+        where no case is to be shown.
 
     Raises:
-        PredictionError: There is nothing to compare, or a run or case is unknown.
+        PredictionError: There is nothing to compare, a run, a case or the reference is unknown, or weights are not
+            those that were scored.
+        TrainingError: The record of a run is damaged.
         WorkspaceError: The folder cannot be written.
     """
     contests = collect_contests(folder, _find_runs(folder, options), options.reference)
+    _check_reference(options.reference, contests)
+    _check_cases(options.cases, contests)
     output = options.output or folder.root / COMPARISON
     wish = find_published(folder.name) if options.published is None else options.published
     published = wish if wish in PUBLISHED else None
@@ -95,16 +102,39 @@ def compare_runs(folder: DatasetFolder, options: CompareOptions) -> Comparison:
     write_text(files[1], format_csv(contests))
     for contest in contests:
         files.append(output / f"chart_{_file_name(contest, contests)}.png")
-        save_chart(files[-1], contest, contest.tables[0], published)
+        save_chart(files[-1], contest, choose_table(contest, published), published)
     for contest in contests:
         path = output / f"cases_{_file_name(contest, contests)}.png"
         try:
-            save_grid(path, [*_columns(folder, contest, options)], [each.title for each in contest.contestants])
+            columns = [*collect_columns(folder, contest, options)]
         except (FileError, PreprocessingError) as fault:
-            logger.warning("warning    no cases are shown of recipe %s: %s", contest.recipe, fault)
-        else:
+            about = f"recipe {contest.recipe}, split {contest.split}"
+            logger.warning("warning    no cases are shown of %s: %s", about, fault)
+            continue
+        if columns:
+            save_grid(path, columns, [each.title for each in contest.contestants])
             files.append(path)
     return Comparison(contests=tuple(contests), files=tuple(files))
+
+
+def _check_reference(wish: str, contests: Sequence[Contest]) -> None:
+    """A network may not have been trained yet, but a name that is no network is a run's or a mistake."""
+    names = {each.run.name for contest in contests for each in contest.contestants}
+    if wish not in (*names, *NETWORKS) and ":" not in wish:
+        known = ", ".join([*sorted(names), *NETWORKS])
+        raise PredictionError(f"no run or network {wish!r} to test against: choose among {known}")
+
+
+def _check_cases(cases: Sequence[str], contests: Sequence[Contest]) -> None:
+    """Refuse a case that no run was scored on, before anything is written."""
+    choose_cases({name: 0.0 for contest in contests for name in _dice_by_case(contest)}, chosen=cases)
+
+
+def choose_table(contest: Contest, published: str | None) -> Table:
+    """The table to draw: beside published figures one at the size they are of, if there is one."""
+    at_input = (table for table in contest.tables if table.size == "input" and table.standings)
+    first = contest.tables[0]
+    return first if published is None else next(at_input, first)
 
 
 def _find_runs(folder: DatasetFolder, options: CompareOptions) -> list[Run]:
@@ -143,18 +173,17 @@ def _file_name(contest: Contest, contests: Sequence[Contest]) -> str:
     return name if len(same) == 1 else f"{name}-{same.index(contest) + 1}"
 
 
-def _columns(folder: DatasetFolder, contest: Contest, options: CompareOptions) -> Iterator[GridColumn]:
+def collect_columns(folder: DatasetFolder, contest: Contest, options: CompareOptions) -> Iterator[GridColumn]:
     """The cases of a grid, chosen by their mean Dice over all runs that were scored on them, so that none is favoured.
 
     Raises:
-        PredictionError: A case that is to be shown was not scored.
-        FileError: Its image or a predicted mask cannot be read.
+        FileError: The image or a predicted mask of a case cannot be read, or is of another size than its true mask.
         PreprocessingError: Its true mask cannot be read, or the arrays are of other data.
     """
     dice = _dice_by_case(contest)
     chosen = choose_cases(
         {name: float(np.mean([*of_case.values()])) for name, of_case in dice.items()},
-        chosen=options.cases,
+        chosen=[name for name in options.cases if name in dice],
         n_random=options.n_random,
         n_best=options.n_best,
         n_worst=options.n_worst,
@@ -163,15 +192,27 @@ def _columns(folder: DatasetFolder, contest: Contest, options: CompareOptions) -
     dataset = folder.load_dataset()
     arrays = open_arrays(folder.preprocessed, contest.contestants[0].record.plan.arrays_digest)
     for name, why in chosen:
-        truth = arrays.truth(name)
-        fullest = int(np.argmax(np.count_nonzero(truth, axis=(1, 2))))  # the slice that is shown of a volume
-        yield GridColumn(
-            title=f"{name}\n{why}" if len(truth) == 1 else f"{name}, slice {fullest + 1}\n{why}",
-            image=_image(dataset, arrays, name)[:, fullest],
-            truth=truth[fullest],
-            predictions={each.title: _prediction(each, name, truth.shape, fullest) for each in contest.contestants},
-            scores=dice[name],
-        )
+        try:
+            column = _column(name, why, contest, dataset, arrays, dice[name])
+        except FileError as fault:
+            raise FileError(f"case {name}: {fault.what}", fault.mend) from fault
+        yield column
+
+
+def _column(
+    name: str, why: str, contest: Contest, dataset: Dataset, arrays: Arrays, scores: Mapping[str, float]
+) -> GridColumn:
+    """A case as it is shown; of a volume the slice with the most of its labels."""
+    truth = arrays.truth(name)
+    labelled = (truth > 0) & (truth != IGNORED)
+    fullest = int(np.argmax(np.count_nonzero(labelled, axis=(1, 2))))
+    return GridColumn(
+        title=f"{name}\n{why}" if len(truth) == 1 else f"{name}, slice {fullest + 1}\n{why}",
+        image=_image(dataset, arrays, name)[:, fullest],
+        truth=truth[fullest],
+        predictions={each.title: _prediction(each, name, truth.shape, fullest) for each in contest.contestants},
+        scores=scores,
+    )
 
 
 def _dice_by_case(contest: Contest) -> dict[str, dict[str, float]]:
@@ -186,22 +227,32 @@ def _dice_by_case(contest: Contest) -> dict[str, dict[str, float]]:
 
 def _image(dataset: Dataset, arrays: Arrays, name: str) -> NDArray[np.generic]:
     """The image [C, slices, H, W]: as its files have it, or from the arrays where these are elsewhere."""
-    [case] = [case for case in dataset.cases if case.name == name]
-    files = [dataset.path(file) for file in case.images]
-    if all(file.exists() for file in files):
-        return read_stack(files, dataset.slicing).pixels
+    files = [dataset.path(file) for case in dataset.cases if case.name == name for file in case.images]
     shape = arrays.cases[name].shape
+    if files and all(file.exists() for file in files):
+        stack = read_stack(files, dataset.slicing)
+        if stack.shape != shape:
+            raise FileError("the image is not as large as when it was prepared", "run iaunet_plan_and_preprocess again")
+        return stack.pixels
     prepared = arrays.case_input(name)
     if not all(place.geometry.is_whole for place in prepared.places):
-        raise FileError("is missing, and a case cut into tiles is not put together again", "bring the raw data back")
+        raise FileError("the image is missing, and tiles are not put together again", "bring the raw data back")
     rows = [place.geometry.crop(row) for place, row in zip(prepared.places, prepared.rows(), strict=True)]
     return np.stack([resize_image(row, shape[1:]) for row in rows], axis=1)
 
 
 def _prediction(contestant: Contestant, name: str, shape: tuple[int, ...], number: int) -> NDArray[np.uint8] | None:
-    """The predicted labels of a slice of a case, None where its fold was not trained or its mask was not kept."""
+    """The predicted labels of a slice of a case, None where its fold was not trained."""
     fold = contestant.fold_of("native", contestant.folds).get(name)
-    path = contestant.run.fold(str(fold)).validation / f"{name}.png"
-    if fold is None or not path.exists():
+    if fold is None:
         return None
-    return contestant.record.plan.coding.of_written.encode(read_mask(path).reshape(shape)[number])
+    path = contestant.run.fold(str(fold)).validation / f"{name}.png"
+    mend = "run iaunet_train with --val_only for this fold"
+    try:
+        labels = contestant.record.plan.coding.of_written.encode(read_mask(path))
+    except FileError as fault:
+        raise FileError(f"{path}: {fault.what}", mend) from fault
+    if labels.size != math.prod(shape):
+        raise FileError(f"{path} is not as large as the image", mend)
+    shown: NDArray[np.uint8] = labels.reshape(shape)[number]
+    return shown

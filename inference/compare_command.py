@@ -93,10 +93,12 @@ def describe_comparison(comparison: "Comparison") -> list[str]:
 
     lines = []
     for contest in comparison.contests:
-        lines += ["", f"recipe {contest.recipe}, split {contest.split}"]
+        table = contest.tables[0]
+        of_label = f", {table.label}" if len(contest.labels) > 1 else ""
+        lines += ["", f"recipe {contest.recipe}, split {contest.split}{of_label}"]
         if contest.inflated:
             lines.append(f"these scores are {contest.inflated}")
-        for standing in contest.tables[0].standings:
+        for standing in table.standings:
             dice = METRICS["dice"].text(standing.means["dice"].mean)
             lines.append(f"{standing.contestant.title:28} Dice {dice}  folds {', '.join(map(str, standing.folds))}")
     return [*lines, "", *(f"written    {path}" for path in comparison.files)]

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Literal, get_args
 
 from iaunet.errors import PlanError, PredictionError
@@ -16,7 +17,7 @@ from iaunet.inference.scores import CaseScore, read_scores
 from iaunet.planners.folds import Split, load_splits
 from iaunet.planners.plan import Plan, load_plan
 from iaunet.records import to_json
-from iaunet.storage import digest
+from iaunet.storage import digest, read_json
 from iaunet.workspace import DatasetFolder
 
 Size = Literal["native", "input"]
@@ -57,16 +58,18 @@ class Contestant:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Contest:
-    """Runs that can be compared: of one state of the data, one split and one recipe.
+    """Runs that can be compared: of one state of the data and its labels, one split and one recipe.
 
-    ``n_folds`` is the number of folds of the split; of one that is no longer known, of the folds up to the last that
-    was scored. ``is_current`` tells whether their data are those planned now. ``reference`` is the one that the others
+    ``knows_split`` tells whether the split is among those planned now. ``n_folds`` is the number of its folds; of one
+    that is not known, of the folds up to the last that was scored. ``inflated`` is empty, or says why its scores are
+    too good. ``is_current`` tells whether their data are those planned now. ``reference`` is the one that the others
     are tested against, None where it has not been trained.
     """
 
     recipe: str
     split: str
     inflated: str
+    knows_split: bool
     n_folds: int
     is_current: bool
     groups: Mapping[str, str]
@@ -75,7 +78,7 @@ class Contest:
 
     @cached_property
     def fold_sets(self) -> list[tuple[int, ...]]:
-        """The folds to make tables of: all, and all but the first, on which defaults were chosen."""
+        """The folds to make tables of: all, and all but the first, on which settings may have been chosen."""
         every = tuple(range(self.n_folds))
         scored = {fold for contestant in self.contestants for fold in contestant.folds}
         return [every, every[1:]] if 0 in scored and scored > {0} else [every]
@@ -141,16 +144,16 @@ def collect_contests(folder: DatasetFolder, runs: Sequence[Run], reference: str 
     """
     dataset = folder.load_dataset()
     planned, splits = _planned(folder), _splits(folder)
-    sorted_runs: dict[tuple[str, str, str, str], list[Run]] = {}
+    sorted_runs: dict[tuple[str, str, str, str, tuple[str, ...]], list[Run]] = {}
     for run in runs:
         if run.scored_folds():
             plan, record = run.record.plan, run.record
-            key = (plan.recipe.name, record.split, record.split_digest, plan.fingerprint)
+            key = (plan.recipe.name, record.split, record.split_digest, plan.fingerprint, plan.labels)
             sorted_runs.setdefault(key, []).append(run)
     if not sorted_runs:
         raise PredictionError(f"{folder.name} has no scored fold yet: run iaunet_train {folder.name} 0 first")
     contests = []
-    for (recipe, split, split_digest, fingerprint), members in sorted_runs.items():
+    for (recipe, split, split_digest, fingerprint, _), members in sorted_runs.items():
         contestants = _contestants(members, planned)
         known = splits.get(split_digest)
         highest = max(fold for contestant in contestants for fold in contestant.folds)
@@ -158,7 +161,8 @@ def collect_contests(folder: DatasetFolder, runs: Sequence[Run], reference: str 
             Contest(
                 recipe=recipe,
                 split=split,
-                inflated=known.inflated if known else "",
+                inflated=known.inflated if known else _recorded_inflation(members),
+                knows_split=known is not None,
                 n_folds=len(known.folds) if known else highest + 1,
                 is_current=planned is not None and planned.fingerprint == fingerprint,
                 groups=dataset.groups,
@@ -266,10 +270,32 @@ def _read_scores(run: Run) -> dict[Size, dict[int, Sequence[CaseScore]]]:
     for folder in run.scored_folds():
         if folder.weights.exists():
             folder.weights_digest()
-        native[int(folder.fold)] = read_scores(folder.scores_csv)
+        native[int(folder.fold)] = _read_fold(folder.scores_csv, run.record.plan.labels)
         if folder.input_scores_csv.exists():
-            at_input[int(folder.fold)] = read_scores(folder.input_scores_csv)
+            at_input[int(folder.fold)] = _read_fold(folder.input_scores_csv, run.record.plan.labels)
     return {"native": native, "input": at_input}
+
+
+def _read_fold(path: Path, labels: Sequence[str]) -> list[CaseScore]:
+    """The scores of the cases of a fold, each with every label: a file that was cut short may lack some."""
+    scores = read_scores(path)
+    for score in scores:
+        if {*score.labels} != {*labels}:
+            raise PredictionError(
+                f"{path} does not score {', '.join(labels)} of case {score.name!r}: "
+                "run iaunet_train with --val_only for this fold"
+            )
+    return scores
+
+
+def _recorded_inflation(runs: Sequence[Run]) -> str:
+    """Why the scores of a split that is not known are too good, as its folds say."""
+    for run in runs:
+        for folder in run.scored_folds():
+            summary = read_json(folder.summary_json, PredictionError, "train this fold again")
+            if isinstance(summary, dict) and summary.get("inflated"):
+                return str(summary["inflated"])
+    return ""
 
 
 def _find_reference(contestants: Sequence[Contestant], wish: str, planned: Plan | None) -> Contestant | None:

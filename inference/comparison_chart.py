@@ -12,6 +12,7 @@ from iaunet.storage import replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 ROW_INCHES, HEAD_INCHES = 0.35, 1.6
 PANEL_INCHES = 3.2
@@ -19,16 +20,24 @@ DPI = 150
 
 
 def save_chart(path: Path, contest: Contest, table: Table, published: str | None) -> None:
-    """Draw one table: a panel a metric, a row a network, its mean as a dot with the 95 % interval.
-
-    Args:
-        path: The PNG to write.
-        contest: Whose table it is.
-        table: One with a standing at least.
-        published: The data set of the paper whose figures are drawn as hollow diamonds, if any.
+    """Write what `draw_chart` draws as PNG.
 
     Raises:
         WorkspaceError: It cannot be written.
+    """
+    figure = draw_chart(contest, table, published)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png")
+
+
+def draw_chart(contest: Contest, table: Table, published: str | None) -> "Figure":
+    """Draw one table: a panel a metric, a row a network, its mean as a dot with the 95 % interval.
+
+    Args:
+        contest: Whose table it is.
+        table: One with a standing at least.
+        published: The data set of the paper whose figures are drawn as hollow diamonds, if any; only in a table at
+            the network's size, which is what they are of.
     """
     from matplotlib.figure import Figure
 
@@ -40,17 +49,17 @@ def save_chart(path: Path, contest: Contest, table: Table, published: str | None
     titles = [
         standing.contestant.title + ("" if standing.is_complete else "\n(incomplete)") for standing in table.standings
     ]
-    panels[0].set_yticks(range(len(titles)), titles)
+    panels[0].set_yticks(range(len(titles)), titles, parse_math=False)  # a name may hold dollar signs
     panels[0].invert_yaxis()
     figure.suptitle(
         f"recipe {contest.recipe}, split {contest.split}{' (inflated)' if contest.inflated else ''}, {table.label}: "
         f"means over cases, {name_folds(table.folds, contest.n_folds)}, {SIZES[table.size]}",
         fontsize=10,
+        parse_math=False,
     )
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False, fontsize=9)
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="png")
+    return figure
 
 
 def _draw_panel(panel: "Axes", table: Table, metric: str, published: str | None) -> None:
@@ -60,7 +69,7 @@ def _draw_panel(panel: "Axes", table: Table, metric: str, published: str | None)
         mean = standing.means[metric]
         panel.plot([100 * mean.low, 100 * mean.high], [row, row], color="tab:blue", linewidth=2, alpha=0.5)
     panel.plot(means, rows, "o", color="tab:blue", label="here, with 95 % interval")
-    if published is not None:
+    if published is not None and table.size == "input":
         figures = [
             PUBLISHED[published].get(standing.contestant.record.plan.network.name) for standing in table.standings
         ]

@@ -19,7 +19,8 @@ LEGEND = (
     "Figures in percent. Each case was predicted by the network of the fold that held it out. Scores are means over "
     "cases, ± the standard deviation of the means of folds, [95 % bootstrap interval over groups]. *Pooled*: of the "
     "pixels of all cases together. *p*: sign-flip permutation test of the means of groups against the reference, "
-    "Holm-corrected over the other rows. A row that says *incomplete* is of fewer cases than the others."
+    "Holm-corrected over the other rows. *Empty* cases lack the label: Dice and IoU are 1 where none of it is "
+    "predicted, else 0. A row that says *incomplete* is of fewer folds than its table."
 )
 
 ON_THE_PAPER = (
@@ -30,7 +31,7 @@ ON_THE_PAPER = (
 
 CSV_COLUMNS = (
     *("recipe", "split", "fold_set", "label", "size", "run", "network", "epochs", "folds", "complete", "cases"),
-    *("metric", "mean", "sd_of_fold_means", "low", "high", "left_out", "pooled"),
+    *("without_label", "metric", "mean", "sd_of_fold_means", "low", "high", "left_out", "pooled"),
     *("difference", "p", "p_holm", "tested_cases", "tested_groups"),
 )
 
@@ -95,14 +96,18 @@ def _remarks(contest: Contest) -> Iterator[str]:
         yield f"{NO_GROUPS[0].upper()}{NO_GROUPS[1:]}."
     if not contest.is_current:
         yield "These runs were trained on another state of the data than the one planned now."
+    if not contest.knows_split:
+        yield "This split is not among those planned now: whether folds are missing is not known."
     if contest.reference is None:
         yield "The reference has not been trained: there are no tests."
-    elif len(contest.fold_sets) > 1:
-        yield "Defaults were chosen on fold 0: the tables without it are the ones to quote."
-    size = contest.contestants[0].record.plan.input_size
-    if size != PAPER_SIZE:
-        yield f"The network's size is {size[0]}x{size[1]}, the paper's {PAPER_SIZE[0]}x{PAPER_SIZE[1]}."
+    if len(contest.fold_sets) > 1:
+        yield "If settings were chosen on fold 0, the tables without it are the ones to quote."
+    sizes = {contestant.record.plan.input_size for contestant in contest.contestants}
+    if sizes != {PAPER_SIZE}:
+        named = ", ".join(_size(size) for size in sorted(sizes))
+        yield f"The network's size is {named}, the paper's {_size(PAPER_SIZE)}."
     yield from _unlike_published(contest)
+    yield from _unlike_recipe(contest)
     if len({contestant.epochs for contestant in contest.contestants}) > 1:
         yield "The runs were trained for different numbers of epochs."
     for contestant in contest.contestants:
@@ -121,7 +126,17 @@ def _unlike_published(contest: Contest) -> Iterator[str]:
             if getattr(network, size) != usual
         ]
         if apart:
-            yield f"{contestant.title} is not as large as published: {', '.join(apart)}."
+            yield f"{contestant.title} is not of the published size: {', '.join(apart)}."
+
+
+def _unlike_recipe(contest: Contest) -> Iterator[str]:
+    for contestant in contest.contestants:
+        record = contestant.record
+        apart = [f"{name} {record.overrides[name]}" for name in ("lr", "batch_size") if name in record.overrides]
+        if apart:
+            yield f"{contestant.title} was not trained by its recipe alone: {', '.join(apart)}."
+        if record.weights_sha256:
+            yield f"{contestant.title} started from trained weights."
 
 
 def _score_table(contest: Contest, table: Table, published: str | None) -> list[str]:
@@ -142,7 +157,7 @@ def _score_table(contest: Contest, table: Table, published: str | None) -> list[
         rows.append(
             [
                 title,
-                str(standing.n_cases),
+                f"{standing.n_cases} ({standing.n_empty} empty)" if standing.n_empty else str(standing.n_cases),
                 str(standing.contestant.epochs),
                 *(_cell(standing.means[metric]) for metric in PAPER_METRICS),
                 *([f"{figure:.2f}" for figure in paper.get(network, ())] or ["-"] * len(beside)),
@@ -155,18 +170,22 @@ def _score_table(contest: Contest, table: Table, published: str | None) -> list[
 
 
 def _cost_table(contest: Contest, costs: Mapping[str, Cost], timed_on: str) -> list[str]:
-    height, width = contest.contestants[0].record.plan.input_size
-    head = ["network", "width", "depth", "parameters (M)", f"multiply-adds at {height}x{width} (G)"]
+    head = ["network", "width", "depth", "size", "parameters (M)", "multiply-adds (G)"]
     head.append(f"images/s, bare network, {timed_on}" if timed_on else "images/s")
     rows = []
     for contestant in contest.contestants:
-        network, cost = contestant.record.plan.network, costs.get(contestant.run.name)
+        plan, cost = contestant.record.plan, costs.get(contestant.run.name)
         figures = ["-", "-", "-"]
         if cost is not None:
             speed = f"{cost.images_per_second:.3g}" if cost.images_per_second else "-"
             figures = [f"{cost.parameters / 1e6:.3f}", f"{cost.multiply_adds / 1e9:.3f}", speed]
-        rows.append([contestant.title, str(network.width), str(network.depth), *figures])
+        sizes = [str(plan.network.width), str(plan.network.depth), _size(plan.input_size)]
+        rows.append([contestant.title, *sizes, *figures])
     return _markdown_table(head, rows)
+
+
+def _size(size: tuple[int, int]) -> str:
+    return f"{size[0]}x{size[1]}"
 
 
 def _cell(summary: Summary) -> str:
@@ -196,7 +215,8 @@ def _csv_row(contest: Contest, table: Table, standing: Standing, metric: str) ->
     return [
         *(contest.recipe, contest.split, _folds(table.folds), table.label, table.size, contestant.run.name),
         *(contestant.title, contestant.epochs, _folds(standing.folds), standing.is_complete),
-        *(standing.n_cases, metric, *map(_number, (mean.mean, mean.sd, mean.low, mean.high)), mean.n_left_out),
+        *(standing.n_cases, standing.n_empty, metric),
+        *(*map(_number, (mean.mean, mean.sd, mean.low, mean.high)), mean.n_left_out),
         _number(standing.pooled.get(metric, math.nan)),
         *(_number(value) for value in ((test.mean_difference, test.p) if test else (math.nan, math.nan))),
         _number(standing.adjusted.get(metric, math.nan)),

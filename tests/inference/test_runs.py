@@ -96,7 +96,7 @@ def test_runs_are_listed_by_name_and_other_folders_left_out(dataset, run):
     copy_run(run, "another")
     (dataset.runs / "notes").mkdir()
 
-    assert [found.name for found in list_runs(dataset)] == ["another", RUN]
+    assert [found.name for found in list_runs(dataset.runs)] == ["another", RUN]
 
 
 def test_the_only_run_is_chosen_by_itself(dataset):
