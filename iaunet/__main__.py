@@ -10,6 +10,7 @@ COMMANDS = {
     "predict": ("iaunet.inference.predict_command", "make masks for new images"),
     "evaluate": ("iaunet.inference.evaluate_command", "score a folder of masks against another"),
     "compare": ("iaunet.inference.compare_command", "the paper's tables and figures from the runs of a data set"),
+    "find_best": ("iaunet.inference.find_best_command", "choose the best runs and postprocessing of a data set"),
     "demo": ("iaunet.trainers.demo_command", "the whole way on a small generated data set"),
 }
 

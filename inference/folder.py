@@ -29,6 +29,7 @@ from iaunet.inference.stream import predict_stream
 from iaunet.masks import image_stem, mask_ending, path_ending, read_made_from, write_mask
 from iaunet.planners.plan import Plan
 from iaunet.preprocessing.cases import CaseInput, prepare_case
+from iaunet.records import to_json
 from iaunet.stacks import (
     Stack,
     hash_files,
@@ -98,6 +99,7 @@ def describe_model(runs: Sequence[Run], folds: Sequence[str] | None, predictor: 
         "members": members,
         "mirroring": len(predictor.flips) > 1,
         "thresholds": list(plan.inference.thresholds),
+        "cleaning": to_json(predictor.cleaning),
         "labels": dict(zip(plan.value_names, plan.coding.written, strict=True)),
     }
 

@@ -1,12 +1,13 @@
 """Puts predicted rows together: tiles to pictures, pictures to the case."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
+from iaunet.inference.postprocessing import LabelCleaning, clean_labels
 from iaunet.planners.plan import Plan
 from iaunet.preprocessing.cases import CaseInput
 from iaunet.preprocessing.geometry import Geometry
@@ -40,11 +41,19 @@ class Assembly:
         case: Tells where its rows lie.
         plan: Decides labels.
         keep_probabilities: Whether the prediction has probabilities, which take 4 bytes a pixel and output.
+        cleaning: What is done with each label's mask in the end, see `clean_labels`; nothing if it is empty.
     """
 
-    def __init__(self, case: CaseInput, plan: Plan, keep_probabilities: bool = False) -> None:
+    def __init__(
+        self,
+        case: CaseInput,
+        plan: Plan,
+        keep_probabilities: bool = False,
+        cleaning: Sequence[LabelCleaning] = (),
+    ) -> None:
         self._plan = plan
         self._places = case.places
+        self._cleaning = cleaning
         self._n_added = 0
         self._labels = np.zeros(case.shape, np.uint8)
         n_outputs = len(plan.labels)
@@ -65,7 +74,7 @@ class Assembly:
         """
         if not self.is_complete:
             raise ValueError(f"{len(self._places) - self._n_added} rows of the case are missing")
-        return Prediction(self._labels, self._probabilities)
+        return Prediction(clean_labels(self._labels, self._cleaning), self._probabilities)
 
     def add(self, probabilities: NDArray[np.float32]) -> None:
         """Add the probabilities [outputs, *input_size] of the next row; rows come in the order of their places."""

@@ -37,7 +37,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="the folder for the masks")
     parser.add_argument("-d", "--dataset", required=True, metavar="DATASET", help="the data set it was trained on")
     parser.add_argument("-f", "--folds", nargs="+", metavar="FOLD", help="folds to use (default: all finished ones)")
-    parser.add_argument("--run", nargs="+", metavar="NAME", help="runs to use (default: the only one)")
+    parser.add_argument(
+        "--run", nargs="+", metavar="NAME", help="runs to use (default: those of iaunet_find_best, or the only one)"
+    )
     parser.add_argument("--network", metavar="NAME", help="trust the stranger's network the run was trained with")
     parser.add_argument("--overlay", action="store_true", help="also draw the contours on the images")
     parser.add_argument(
@@ -45,6 +47,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--dicom_seg", action="store_true", help="also write DICOM segmentations of DICOM images (iaunet[dicom])"
+    )
+    parser.add_argument(
+        "--no_postprocessing",
+        action="store_true",
+        help="thresholds of the plan and masks as they come, whatever iaunet_find_best chose",
     )
     parser.add_argument("--no_mirroring", action="store_true", help="one pass an image instead of four flips")
     parser.add_argument("--fast", action="store_true", help="one fold and one pass an image")
@@ -65,12 +72,17 @@ def _run(arguments: argparse.Namespace) -> int:
     workspace = open_workspace(getattr(arguments, "workspace", None), os.environ)
     folder = workspace.find(arguments.dataset)
 
+    from iaunet.inference.best import find_chosen
     from iaunet.inference.folder import FolderOptions, describe_model, list_inputs, predict_cases, predict_folder
     from iaunet.inference.held_out import input_cases, load_held_out, require_usable
+    from iaunet.inference.postprocessing import describe_postprocessing
     from iaunet.inference.predictor import Predictor
     from iaunet.inference.runs import choose_folds, choose_runs
 
-    runs = choose_runs(folder, arguments.run)
+    chosen = find_chosen(folder)
+    runs = choose_runs(folder, arguments.run or (chosen.runs if chosen else None))
+    fits = chosen is not None and [run.name for run in runs] == chosen.runs and not arguments.no_postprocessing
+    postprocessing = chosen.postprocessing if chosen is not None and fits else None
     folds = arguments.folds
     if arguments.fast:
         runs = runs[:1]
@@ -79,12 +91,15 @@ def _run(arguments: argparse.Namespace) -> int:
     if held_out is None:
         list_inputs(arguments.input, arguments.output)  # so that a wrong path is told before the networks are loaded
     mirroring = False if arguments.no_mirroring or arguments.fast else None
-    predictor = Predictor.from_runs(runs, folds, arguments.device, mirroring, arguments.network)
+    predictor = Predictor.from_runs(runs, folds, arguments.device, mirroring, arguments.network, postprocessing)
     if held_out is not None:
         require_usable(held_out, predictor.plan, folder)
     model = describe_model(runs, folds, predictor)
     for member in model["members"]:
         logger.info("model      run %s, fold %s", member["run"], member["fold"])
+    if postprocessing is not None:
+        masks = describe_postprocessing(postprocessing, predictor.plan)
+        logger.info("masks      %s, as iaunet_find_best chose", masks)
     options = FolderOptions(
         overlay=arguments.overlay,
         probabilities=arguments.probabilities,

@@ -12,8 +12,9 @@ from torch import nn
 from iaunet.device import autocasting, choose_device, is_out_of_memory
 from iaunet.errors import PredictionError
 from iaunet.inference.mosaic import Assembly, Prediction
+from iaunet.inference.postprocessing import Postprocessing
 from iaunet.inference.runs import Run, choose_folds
-from iaunet.planners.plan import Plan, build_planned_network
+from iaunet.planners.plan import Plan, build_planned_network, with_thresholds
 from iaunet.preprocessing.cases import prepare_case
 from iaunet.stacks import Stack
 from iaunet.weights import load_weights
@@ -33,6 +34,7 @@ class Predictor:
         networks: At least one; put into evaluation mode and moved to ``device``.
         device: Where to run.
         mirroring: Average over the four flips; None for what the plan says.
+        postprocessing: Thresholds to use instead of the plan's, and how masks are cleaned; None for nothing of it.
 
     Raises:
         ValueError: There is no network.
@@ -44,10 +46,12 @@ class Predictor:
         networks: Sequence[nn.Module],
         device: torch.device,
         mirroring: bool | None = None,
+        postprocessing: Postprocessing | None = None,
     ) -> None:
         if not networks:
             raise ValueError("a predictor needs at least one network")
-        self.plan = plan
+        self.plan = plan if postprocessing is None else with_thresholds(plan, postprocessing.thresholds)
+        self.cleaning = () if postprocessing is None else postprocessing.cleaning
         self.device = device
         self.flips = FLIPS if (plan.inference.mirroring if mirroring is None else mirroring) else FLIPS[:1]
         self.batch_size = BATCH_SIZES.get(device.type, 4)
@@ -61,6 +65,7 @@ class Predictor:
         device: str = "auto",
         mirroring: bool | None = None,
         trusted_network: str | None = None,
+        postprocessing: Postprocessing | None = None,
     ) -> "Predictor":
         """The ensemble of the finished folds of runs.
 
@@ -70,6 +75,7 @@ class Predictor:
             device: See `iaunet.device.choose_device`.
             mirroring: See the class.
             trusted_network: A stranger's network ``package.module:function`` whose code may be run.
+            postprocessing: See the class.
 
         Raises:
             PredictionError: A fold is not finished, the runs do not take the same input, or a run's network is a
@@ -97,7 +103,7 @@ class Predictor:
                 network = build_planned_network(run.record.plan)
                 load_weights(folder.weights, network)
                 networks.append(network)
-        return cls(plan, networks, choose_device(device), mirroring)
+        return cls(plan, networks, choose_device(device), mirroring, postprocessing)
 
     def predict(self, image: NDArray[np.generic]) -> NDArray[np.generic]:
         """Predict one image.
@@ -124,7 +130,7 @@ class Predictor:
             FileError: It does not fit the training images in channels or type.
         """
         case = prepare_case(stack, self.plan)
-        assembly = Assembly(case, self.plan, keep_probabilities)
+        assembly = Assembly(case, self.plan, keep_probabilities, self.cleaning)
         rows = case.rows()
         while batch := list(itertools.islice(rows, self.batch_size)):
             for probabilities in self.predict_inputs(np.stack(batch)):

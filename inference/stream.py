@@ -101,7 +101,7 @@ def predict_stream(
                     failed.append((item, loaded))
                     continue
                 case = loaded.case
-                job = _Job[Item, Result](item, Assembly(case, predictor.plan, keep_probabilities))
+                job = _Job[Item, Result](item, Assembly(case, predictor.plan, keep_probabilities, predictor.cleaning))
                 yield job, loaded.first
                 for number in range(1, len(case.places)):
                     yield job, case.make(number)

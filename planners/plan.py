@@ -187,6 +187,11 @@ class Plan:
         return decide(probabilities, thresholds)
 
 
+def with_thresholds(plan: Plan, thresholds: tuple[float, ...]) -> Plan:
+    """The plan with other thresholds, one an output of the network."""
+    return dataclasses.replace(plan, inference=dataclasses.replace(plan.inference, thresholds=thresholds))
+
+
 def decisions(plan: Plan) -> dict[str, Any]:
     """All that a plan decides, as plain values; explanations are left out."""
     return {name: value for name, value in to_json(plan).items() if name not in ("planned", "why", "warnings")}

@@ -1,0 +1,69 @@
+"""The command ``iaunet_find_best``."""
+
+import argparse
+import logging
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from iaunet.console import ALL_DONE, command_parser, run_command, terminating_like_interrupt
+
+if TYPE_CHECKING:
+    from iaunet.inference.find_best import Finding
+
+logger = logging.getLogger(__name__)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command's options."""
+    parser = command_parser(
+        "iaunet_find_best",
+        "Compare all runs that have every fold, and ensembles of them, on the cases that each fold held out; choose "
+        "thresholds and cleaning of the masks there; iaunet_predict then uses what was chosen.",
+    )
+    parser.add_argument("dataset", metavar="DATASET", help="a name the workspace knows, or the raw data's folder")
+    parser.add_argument("--split", metavar="NAME|FILE", help="the split whose runs are compared (default: the plan's)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="decides the bootstrap")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    arguments = build_parser().parse_args(argv)
+    return run_command(lambda: _run(arguments))
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from iaunet.workspace import open_workspace
+
+    workspace = open_workspace(getattr(arguments, "workspace", None), os.environ)
+    folder = workspace.find(arguments.dataset)
+
+    from iaunet.inference.find_best import find_best  # imports scipy and torch: after what fails quickly
+
+    with terminating_like_interrupt():
+        finding = find_best(folder, arguments.split, arguments.seed)
+    for line in describe_finding(finding):
+        logger.info("%s", line)
+    logger.info("next       iaunet_predict -i FOLDER -o FOLDER -d %s", folder.name)
+    return ALL_DONE
+
+
+def describe_finding(finding: "Finding") -> list[str]:
+    """A table of the candidates, what was chosen and why, and where it is written."""
+    model = finding.model
+    width = max(len(candidate.title) for candidate in model.candidates)
+    lines = [f"left out   {name}: {reason}" for name, reason in finding.left_out.items()]
+    lines += ["", f"{'runs':{width}}  Dice    95 % interval (out of fold, split {model.split})"]
+    for candidate in model.candidates:
+        interval = "" if candidate.low is None else f"{candidate.low:.4f} to {candidate.high:.4f}"
+        lines.append(f"{candidate.title:{width}}  {candidate.dice:.4f}  {interval}".rstrip())
+    return [
+        *lines,
+        "",
+        f"model      {' + '.join(member.run for member in model.members)}",
+        f"             because: {model.why}",
+        f"masks      {finding.masks}",
+        f"             because: {model.postprocessing_why}",
+        f"written    {finding.folder.root}",
+    ]
