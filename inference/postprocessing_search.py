@@ -35,9 +35,9 @@ is removed is smaller than half the smallest lesion of nine cases in ten, or of 
 FEWEST_CASES = 10
 LEAST_GAIN = 0.001
 LARGEST_P = 0.05
-"""Of all decisions together, by Bonferroni. Where nothing helps, one of several useless choices may do well on all cases
-by chance; then every fold chooses it, and the nested gain is as lucky: its interval alone lies above 0 in one of ten
-such searches instead of one of forty."""
+"""Of all decisions together, by Bonferroni. Where nothing helps, one of several useless choices may do well on all
+cases by chance; then every fold chooses it, and the nested gain is as lucky: its interval alone lies above 0 in one of
+ten such searches instead of one of forty."""
 
 ROUNDING = 1e-9
 """By which two orders of adding the same Dice may differ."""
@@ -284,8 +284,7 @@ def _components(mask: Mask, free: Mask, truth: Mask, valid: Mask) -> _Components
         around_gap[2:] = numbers.flat[_first_pixels(gaps, n_gaps)[2:] - above]
         around[1:] = around_gap[gaps.flat[_first_pixels(numbers, n)[1:] - above]]
     in_holes = _count(gaps, (gaps > 1) & free, truth, n_gaps)
-    holes = np.zeros((2, n + 1), np.int64)
-    np.add.at(holes, (slice(None), around_gap), in_holes)
+    holes = np.stack([np.bincount(around_gap, pixels, minlength=n + 1) for pixels in in_holes]).astype(np.int64)
     return _Components(
         areas=np.bincount(numbers[mask], minlength=n + 1)[1:],
         counts=_count(numbers, mask & valid, truth, n)[:, 1:],

@@ -91,6 +91,18 @@ def test_tables_know_the_dice_of_every_cleaning_of_regions(make_plan, case):
     assert_tables_agree(case, make_plan(**REGIONS), [0.5])
 
 
+def test_tables_know_the_dice_of_rings_in_rings(make_plan):
+    distance = np.abs(np.indices((17, 17)) - 8).max(axis=0)  # rings of 64, 32 and 1 pixels and the gaps between them
+    probabilities = np.where(distance % 4 == 0, [[0.9]], 0.1).astype(np.float32)[None, None]
+    truth = (np.random.default_rng(0).random((1, 17, 17)) < 0.5).astype(np.uint8)
+    case = OutOfFoldCase("rings", 0, "group", probabilities, truth)
+    (table,) = tabulate(case, make_plan()).labels
+
+    for smallest, largest_only in itertools.product([0, 2, 33, 65], [False, True]):
+        steps = LabelCleaning(smallest=smallest, largest_only=largest_only, fill_holes=True)
+        assert table.dice(Choice(0.5, steps)) == dice_of_pixels(case, make_plan(), (0.5,), [steps], [1])
+
+
 def disc(shape, middle, radius):
     places = np.indices(shape)
     return sum((axis - at) ** 2 for axis, at in zip(places, middle, strict=True)) <= radius**2
@@ -235,6 +247,20 @@ def test_no_threshold_is_chosen_on_the_fold_that_it_is_scored_on(make_plan):
         np.subtract(nested, before), [case.group for case in cases], [case.fold for case in cases], seed=3
     )
     assert search_list(cases, make_plan(), seed=3).gain == expected
+
+
+def test_the_sizes_that_are_tried_are_of_the_other_folds_lesions(make_plan):
+    cases = [speckled(number) for number in range(20)]
+    for case in cases:
+        if case.fold == 0:  # its smallest lesion has 30 pixels, all others 81
+            case.truth[0, 30:35, 30:36] = 1
+            case.probabilities[0, 0, 30:35, 30:36] = 0.9
+
+    result = search_list(cases, make_plan())
+
+    assert result.fitted.cleaning[0].smallest < 20
+    assert result.of_folds["0"].cleaning[0].smallest == 20
+    assert result.of_folds["1"].cleaning[0].smallest < 20
 
 
 def two_label_case(number, maps_of):
