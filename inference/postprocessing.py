@@ -89,7 +89,8 @@ def clean_labels(labels: NDArray[np.uint8], cleaning: Sequence[LabelCleaning]) -
         cleaning: One a label, from label 1 on. Labels beyond stay as they are.
 
     Returns:
-        A new mask; the argument itself, where nothing is asked for. It takes about seven times the mask's size, eleven above 2^31 pixels.
+        A new mask; the argument itself, where nothing is asked for. It takes about seven times the mask's size, eleven
+        times above 2^31 pixels.
 
     Raises:
         ValueError: The mask has not three axes.
