@@ -206,7 +206,7 @@ def keep(run: Run, unit: Unit, arguments: argparse.Namespace, command: Sequence[
         "seed": record.seed,
         "device": record.device,
         "commit": arguments.commit or ask_git(),
-        "command": ["iaunet_train", *command[4:]],
+        "command": " ".join(["iaunet_train", *command[4:6], *command[8:]]),  # without where the workspace lies
         "seconds": round(seconds, 1),
     }
     write_json(target.root / "unit.json", facts)  # last: it makes the unit count

@@ -5,7 +5,7 @@ import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
-from iaunet.inference.comparison import Contest, Size, Standing, Table
+from iaunet.inference.comparison import Contest, Contestant, Size, Standing, Table
 from iaunet.inference.costs import Cost
 from iaunet.inference.crossval import Summary
 from iaunet.inference.published import PAPER_METRICS, PAPER_SIZE, PUBLISHED
@@ -106,37 +106,47 @@ def _remarks(contest: Contest) -> Iterator[str]:
     if sizes != {PAPER_SIZE}:
         named = ", ".join(_size(size) for size in sorted(sizes))
         yield f"The network's size is {named}, the paper's {_size(PAPER_SIZE)}."
-    yield from _unlike_published(contest)
-    yield from _unlike_recipe(contest)
+    for what, say in (
+        ("Not of the published size", _unlike_published),
+        ("Not trained by the recipe alone", _unlike_recipe),
+    ):
+        yield from _together(what, {contestant.title: say(contestant) for contestant in contest.contestants})
     if len({contestant.epochs for contestant in contest.contestants}) > 1:
         yield "The runs were trained for different numbers of epochs."
-    for contestant in contest.contestants:
-        missing = [fold for fold in range(contest.n_folds) if fold not in contestant.folds]
-        if missing:
-            yield f"{contestant.title} is incomplete: {name_folds(missing, contest.n_folds)} not scored yet."
+    missing = {each.title: _missing_folds(contest, each) for each in contest.contestants}
+    yield from _together("Incomplete, not scored yet", missing)
 
 
-def _unlike_published(contest: Contest) -> Iterator[str]:
-    for contestant in contest.contestants:
-        network = contestant.record.plan.network
-        published = default_sizes(network.name) if network.name in NETWORKS else {}
-        apart = [
-            f"{size} {getattr(network, size)} instead of {usual}"
-            for size, usual in published.items()
-            if getattr(network, size) != usual
-        ]
-        if apart:
-            yield f"{contestant.title} is not of the published size: {', '.join(apart)}."
+def _together(what: str, by_title: Mapping[str, str]) -> Iterator[str]:
+    """One remark for all the rows that it is true of, those with the same words side by side."""
+    titles: dict[str, list[str]] = {}
+    for title, words in by_title.items():
+        if words:
+            titles.setdefault(words, []).append(title)
+    if titles:
+        yield f"{what}: " + "; ".join(f"{', '.join(those)} ({words})" for words, those in titles.items()) + "."
 
 
-def _unlike_recipe(contest: Contest) -> Iterator[str]:
-    for contestant in contest.contestants:
-        record = contestant.record
-        apart = [f"{name} {record.overrides[name]}" for name in ("lr", "batch_size") if name in record.overrides]
-        if apart:
-            yield f"{contestant.title} was not trained by its recipe alone: {', '.join(apart)}."
-        if record.weights_sha256:
-            yield f"{contestant.title} started from trained weights."
+def _missing_folds(contest: Contest, contestant: Contestant) -> str:
+    missing = [fold for fold in range(contest.n_folds) if fold not in contestant.folds]
+    return name_folds(missing, contest.n_folds) if missing else ""
+
+
+def _unlike_published(contestant: Contestant) -> str:
+    network = contestant.record.plan.network
+    published = default_sizes(network.name) if network.name in NETWORKS else {}
+    apart = [
+        f"{size} {getattr(network, size)} instead of {usual}"
+        for size, usual in published.items()
+        if getattr(network, size) != usual
+    ]
+    return ", ".join(apart)
+
+
+def _unlike_recipe(contestant: Contestant) -> str:
+    record = contestant.record
+    apart = [f"{name} {record.overrides[name]}" for name in ("lr", "batch_size") if name in record.overrides]
+    return ", ".join([*apart, *(["started from trained weights"] if record.weights_sha256 else [])])
 
 
 def _score_table(contest: Contest, table: Table, published: str | None) -> list[str]:

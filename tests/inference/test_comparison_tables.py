@@ -148,8 +148,7 @@ def test_incomplete_rows_are_marked_and_never_filled_in(contestant):
         "U-Net",
         "UNeXt (*incomplete: fold 2 of folds 1, 2*)",
     ]
-    assert "UNeXt is incomplete: fold 1 not scored yet." in remarks(text)
-    assert not any("U-Net is incomplete" in remark for remark in remarks(text))
+    assert "Incomplete, not scored yet: UNeXt (fold 1)." in remarks(text)
 
 
 def test_a_table_that_no_run_has_cases_for_says_so(contestant):
@@ -228,7 +227,7 @@ def test_what_weakens_a_comparison_is_said(contestant):
         "This split is not among those planned now: whether folds are missing is not known.",
         "The reference has not been trained: there are no tests.",
         "The network's size is 64x64, 64x128, 128x128, the paper's 256x256.",
-        "U-Net is not of the published size: width 8 instead of 64.",
+        "Not of the published size: U-Net (width 8 instead of 64).",
         "The runs were trained for different numbers of epochs.",
     ]
 
@@ -240,9 +239,17 @@ def test_settings_that_are_not_the_recipes_are_said(contestant):
 
     said = remarks(markdown(contest(dataclasses.replace(run, record=record), contestant("unext"))))
 
-    assert "U-Net was not trained by its recipe alone: lr 0.1, batch_size 2." in said
-    assert "U-Net started from trained weights." in said
-    assert not any("UNeXt" in remark and ("alone" in remark or "started" in remark) for remark in said)
+    words = "lr 0.1, batch_size 2, started from trained weights"
+    assert [line for line in said if "alone" in line] == [f"Not trained by the recipe alone: U-Net ({words})."]
+
+
+def test_rows_that_lack_the_same_are_named_together(contestant):
+    first, second = contestant("unet", fold_scores((0,))), contestant("resunet", fold_scores((0,)))
+    third = contestant("unext", fold_scores((1,)))
+
+    said = remarks(markdown(contest(first, second, third, n_folds=2)))
+
+    assert "Incomplete, not scored yet: U-Net, ResUNet (fold 1); UNeXt (fold 0)." in said
 
 
 def test_costs_stand_below_with_dashes_where_they_are_not_known(contestant):
