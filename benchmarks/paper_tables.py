@@ -12,11 +12,11 @@ the attention network on fold 0 instead of the networks. At the end ``iaunet_com
 """
 
 import argparse
+import csv
 import itertools
-import json
 import os
+import shlex
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -24,9 +24,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from iaunet.console import terminating_like_interrupt
+from iaunet.errors import IaunetError, PredictionError, WorkspaceError
 from iaunet.inference.published import TITLES
 from iaunet.inference.runs import FoldFolder, Run
-from iaunet.storage import make_folder, read_json, write_json
+from iaunet.storage import TEMPORARY_SUFFIX, make_folder, read_json, write_json
 from iaunet.trainers.training import settings
 from iaunet.workspace import DatasetFolder, is_path, open_workspace
 
@@ -53,6 +55,8 @@ VARIANTS = {
 SECONDS_TO_SAVE = 60
 """Left to a unit that is stopped."""
 
+UNIT = "unit.json"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Unit:
@@ -72,42 +76,67 @@ class Unit:
         """The name of its run, the same for all folds."""
         return "-".join(part for part in (self.network, self.variant, self.recipe, self.split, self.tag) if part)
 
+    @property
+    def settings(self) -> list[str]:
+        """The options that its training depends on."""
+        options = itertools.chain.from_iterable(("--network_option", option) for option in self.options)
+        named = ("--network", self.network, "--recipe", self.recipe, "--split", self.split, "--name", self.run)
+        return [*named, *options, *self.extra]
+
     def command(self, dataset: str, workspace: Path) -> list[str]:
         """What trains and scores it."""
-        options = itertools.chain.from_iterable(("--network_option", option) for option in self.options)
-        return [
-            *(sys.executable, "-m", "iaunet", "train", dataset, str(self.fold), "--workspace", str(workspace)),
-            *("--network", self.network, "--recipe", self.recipe, "--split", self.split, "--name", self.run),
-            *options,
-            *self.extra,
-        ]
+        start = [sys.executable, "-m", "iaunet", "train", dataset, str(self.fold), "--workspace", str(workspace)]
+        return [*start, *self.settings]
+
+    def kept(self, results: Path) -> Path:
+        """The file that says that it is finished."""
+        return results / self.run / f"fold_{self.fold}" / UNIT
 
 
 def main() -> int:
-    """Train what is missing, as far as time goes, and make the tables."""
+    """Train what is missing, as far as time goes, and make the tables; 1 if something failed, 130 if stopped."""
     arguments = parse_arguments()
+    try:
+        with terminating_like_interrupt():
+            return run(arguments)
+    except (IaunetError, subprocess.CalledProcessError) as fault:
+        print(f"error: {fault}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped: run the same command again to go on", file=sys.stderr)
+        return 130
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Do all units for which there is time."""
     begun = time.monotonic()
     workspace = open_workspace(arguments.workspace, os.environ)
+    units = list(list_units(arguments))
+    for unit in units:
+        require_same(arguments.results, unit)
     folder = plan_if_new(arguments.data, arguments.plan_options, workspace.root)
-    longest = 0.0
-    for unit in list_units(arguments):
-        kept = FoldFolder(arguments.results / unit.run / f"fold_{unit.fold}")
-        if (kept.root / "unit.json").exists():
-            print(f"done       {unit.run}, fold {unit.fold}", flush=True)
+    longest, n_failed = 0.0, 0
+    for unit in units:
+        name = f"{unit.run}, fold {unit.fold}"
+        if unit.kept(arguments.results).exists():
+            print(f"done       {name}", flush=True)
             continue
         left = arguments.minutes * 60 - (time.monotonic() - begun) - SECONDS_TO_SAVE
         if left < longest or left <= 0:
-            print(f"no time    {unit.run}, fold {unit.fold}: {max(left, 0):.0f} s are left", flush=True)
+            print(f"no time    {name}: {max(left, 0):.0f} s are left", flush=True)
             continue
         start = time.monotonic()
-        command = unit.command(folder.name, workspace.root)
-        if not train(command, left):
-            print(f"unfinished {unit.run}, fold {unit.fold}", flush=True)
-            continue
-        longest = max(longest, time.monotonic() - start)
-        keep(Run(folder.runs / unit.run), unit, arguments, command, time.monotonic() - start)
-        print(f"finished   {unit.run}, fold {unit.fold}: {time.monotonic() - start:.0f} s", flush=True)
-    return compare(folder.name, workspace.root, arguments)
+        code = train(unit.command(folder.name, workspace.root), left)
+        if code is None:
+            print(f"unfinished {name}", flush=True)
+        elif code:
+            n_failed += 1
+            print(f"failed     {name}", flush=True)
+        else:
+            longest = max(longest, time.monotonic() - start)
+            keep(Run(folder.runs / unit.run), unit, folder.name, arguments)
+            print(f"finished   {name}: {time.monotonic() - start:.0f} s", flush=True)
+    return compare(folder.name, workspace.root, arguments) or int(n_failed > 0)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -132,12 +161,15 @@ def parse_arguments() -> argparse.Namespace:
 
 def list_units(arguments: argparse.Namespace) -> Iterator[Unit]:
     """The units in the order in which they are to be trained."""
-    extra = ["--seed", str(arguments.seed), *arguments.train_options.split()]
+    extra = ["--seed", str(arguments.seed), *shlex.split(arguments.train_options)]
     tags = [f"s{arguments.seed}"] if arguments.seed else []
     if arguments.epochs:
         extra += ["--epochs", str(arguments.epochs)]
         tags.append(f"e{arguments.epochs}")
     if arguments.ablation is not None:
+        unknown = [name for name in arguments.ablation if name not in VARIANTS]
+        if unknown:
+            raise PredictionError(f"variant {unknown[0]!r} is not known: choose among {', '.join(VARIANTS)}")
         chosen = {"": (), **{name: VARIANTS[name] for name in arguments.ablation or VARIANTS}}
         networks = [("iaunet", name, options) for name, options in chosen.items()]
         folds = [0]
@@ -163,39 +195,53 @@ def plan_if_new(data: str, options: str, workspace: Path) -> DatasetFolder:
     found = open_workspace(workspace, os.environ)
     if is_path(data):
         command = [sys.executable, "-m", "iaunet", "plan_and_preprocess", data, "--workspace", str(workspace)]
-        subprocess.run([*command, *options.split()], check=True)
+        subprocess.run([*command, *shlex.split(options)], check=True)
     return found.find(data)
 
 
-def train(command: Sequence[str], seconds: float) -> bool:
-    """Whether a training was finished within so many seconds; if not it is stopped and keeps its checkpoint."""
+def train(command: Sequence[str], seconds: float) -> int | None:
+    """The exit code of a training; None if it took longer than so many seconds: it was stopped, its checkpoint kept."""
     process = subprocess.Popen(command)
     try:
-        return process.wait(None if seconds == float("inf") else seconds) == 0
+        return process.wait(None if seconds == float("inf") else seconds)
     except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(SECONDS_TO_SAVE)
-        except subprocess.TimeoutExpired:
-            process.kill()
-        return False
+        return None
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            try:
+                process.wait(SECONDS_TO_SAVE)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
 
 
-def keep(run: Run, unit: Unit, arguments: argparse.Namespace, command: Sequence[str], seconds: float) -> None:
-    """Copy a finished unit to the results, all but weights, checkpoint and logits, and say how it was made.
+def require_same(results: Path, unit: Unit) -> None:
+    """Refuse to add to results of a run that was trained otherwise.
 
     Raises:
-        SystemExit: The results hold other folds of this run that were trained with other settings.
+        PredictionError: A fold of it was.
+    """
+    for path in (results / unit.run).glob(f"fold_*/{UNIT}"):
+        settings = read_json(path, PredictionError, "remove its folder")
+        if settings["settings"] != unit.settings:
+            raise PredictionError(
+                f"{path.parent} was trained with the settings {' '.join(settings['settings'])}: give these, or another "
+                "folder for --results"
+            )
+
+
+def keep(run: Run, unit: Unit, dataset: str, arguments: argparse.Namespace) -> None:
+    """Copy a finished unit to the results, whole or not at all, and say how it was made.
+
+    Raises:
+        WorkspaceError: The results cannot be written.
+        PredictionError: They hold folds of this run of another plan or split.
     """
     kept = Run(arguments.results / run.name)
     if kept.run_json.exists() and settings(kept.record) != settings(run.record):
-        raise SystemExit(f"{kept.root} holds results of other settings: give another folder for --results")
-    fold, target = run.fold(str(unit.fold)), kept.fold(str(unit.fold))
-    shutil.rmtree(target.root, ignore_errors=True)
-    make_folder(kept.root)
-    shutil.copyfile(run.run_json, kept.run_json)
-    shutil.copytree(fold.root, target.root, ignore=shutil.ignore_patterns("*.safetensors", "*.pt", "logits", ".*"))
-    record = run.record
+        raise PredictionError(f"{kept.root} holds results of another plan or split: give another folder for --results")
+    record, fold = run.record, run.fold(str(unit.fold))
     facts = {
         "network": unit.network,
         "options": list(unit.options),
@@ -206,10 +252,31 @@ def keep(run: Run, unit: Unit, arguments: argparse.Namespace, command: Sequence[
         "seed": record.seed,
         "device": record.device,
         "commit": arguments.commit or ask_git(),
-        "command": " ".join(["iaunet_train", *command[4:6], *command[8:]]),  # without where the workspace lies
-        "seconds": round(seconds, 1),
+        "command": " ".join(["iaunet_train", dataset, str(unit.fold), *unit.settings]),
+        "settings": unit.settings,
+        "seconds": round(training_seconds(fold), 1),
     }
-    write_json(target.root / "unit.json", facts)  # last: it makes the unit count
+    target = kept.fold(str(unit.fold)).root
+    partial = target.with_name(f".{target.name}{TEMPORARY_SUFFIX}")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        make_folder(kept.root)
+        shutil.copytree(fold.root, partial, ignore=shutil.ignore_patterns("*.safetensors", "*.pt", "logits", ".*"))
+        write_json(partial / UNIT, facts)
+        kept.write_record(record)
+        partial.rename(target)
+    except OSError as fault:  # shutil.Error is one
+        raise WorkspaceError(
+            f"{kept.root} cannot be written: free some space and run the same command again"
+        ) from fault
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def training_seconds(fold: FoldFolder) -> float:
+    """What the steps of a fold took, over all sittings."""
+    with fold.metrics_csv.open(encoding="utf-8", newline="") as file:
+        return sum(float(row["seconds"]) for row in csv.DictReader(file))
 
 
 def ask_git() -> str:
@@ -229,13 +296,14 @@ def ask_git() -> str:
 
 def compare(dataset: str, workspace: Path, arguments: argparse.Namespace) -> int:
     """Make tables and figures of all results, and a list of the units; 1 if there are none."""
-    units = [read_json(path, SystemExit, "") for path in sorted(arguments.results.glob("*/fold_*/unit.json"))]
+    paths = sorted(arguments.results.glob(f"*/fold_*/{UNIT}"))
+    units = [read_json(path, PredictionError, "remove its folder") for path in paths]
     if not units:
         print("no unit is finished")
         return 1
     tables = arguments.results / "tables"
     make_folder(tables)
-    (tables / "units.json").write_text(json.dumps(units, indent=1) + "\n", encoding="utf-8")
+    write_json(tables / "units.json", units)
     command = [sys.executable, "-m", "iaunet", "compare", dataset, "--workspace", str(workspace)]
     return subprocess.run([*command, "--results", str(arguments.results), "-o", str(tables)], check=False).returncode
 

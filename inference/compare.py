@@ -141,6 +141,8 @@ def _find_runs(folder: DatasetFolder, options: CompareOptions) -> list[Run]:
     if options.results is not None and not options.results.is_dir():
         raise PredictionError(f"{options.results} is no folder: give one that holds runs")
     found = list_runs(options.results or folder.runs)
+    if options.results is not None and not found:
+        raise PredictionError(f"{options.results} holds no runs: give a folder with RUN/run.json")
     if not options.runs:
         return found
     by_name = {run.name: run for run in found}

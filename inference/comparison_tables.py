@@ -1,9 +1,10 @@
 """Comparisons as text: Markdown to read, CSV to compute with."""
 
 import csv
+import dataclasses
 import io
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from iaunet.inference.comparison import Contest, Contestant, Size, Standing, Table
 from iaunet.inference.costs import Cost
@@ -12,6 +13,8 @@ from iaunet.inference.published import PAPER_METRICS, PAPER_SIZE, PUBLISHED
 from iaunet.metrics import METRICS
 from iaunet.networks import NETWORKS, default_sizes
 from iaunet.planners.planner import NO_GROUPS
+from iaunet.planners.recipes import RECIPES, find_recipe
+from iaunet.records import differences, to_json
 
 SIZES: Mapping[Size, str] = {"native": "native size", "input": "the network's size"}
 
@@ -28,6 +31,14 @@ ON_THE_PAPER = (
     "were scored, are not given. Well-trained U-Nets reach more than its U-Net does, so a difference to these figures "
     "says little about a network."
 )
+
+UNEQUAL: Mapping[str, Callable[[Contestant], object]] = {
+    "epochs": lambda contestant: contestant.epochs,
+    "seed": lambda contestant: contestant.record.seed,
+    "mirroring": lambda contestant: contestant.record.plan.inference.mirroring,
+    "how images become inputs": lambda contestant: contestant.record.plan.input_mode,
+}
+"""What makes a comparison unequal where runs differ in it."""
 
 CSV_COLUMNS = (
     *("recipe", "split", "fold_set", "label", "size", "run", "network", "epochs", "folds", "complete", "cases"),
@@ -109,10 +120,12 @@ def _remarks(contest: Contest) -> Iterator[str]:
     for what, say in (
         ("Not of the published size", _unlike_published),
         ("Not trained by the recipe alone", _unlike_recipe),
+        ("Shortened", _shortened),
     ):
         yield from _together(what, {contestant.title: say(contestant) for contestant in contest.contestants})
-    if len({contestant.epochs for contestant in contest.contestants}) > 1:
-        yield "The runs were trained for different numbers of epochs."
+    for what, of_record in UNEQUAL.items():
+        if len({of_record(contestant) for contestant in contest.contestants}) > 1:
+            yield f"The runs differ in {what}."
     missing = {each.title: _missing_folds(contest, each) for each in contest.contestants}
     yield from _together("Incomplete, not scored yet", missing)
 
@@ -144,9 +157,20 @@ def _unlike_published(contestant: Contestant) -> str:
 
 
 def _unlike_recipe(contestant: Contestant) -> str:
-    record = contestant.record
-    apart = [f"{name} {record.overrides[name]}" for name in ("lr", "batch_size") if name in record.overrides]
+    """What of a run's recipe is not as its name says; epochs and draws of a case, which follow from the data, apart."""
+    record, recipe = contestant.record, contestant.record.plan.recipe
+    apart = []
+    if recipe.name in RECIPES:
+        usual = find_recipe(recipe.name, record.plan.network.name)
+        now = dataclasses.replace(recipe, draws_a_case=usual.draws_a_case, epochs=usual.epochs)
+        apart = differences(to_json(usual), to_json(now))
     return ", ".join([*apart, *(["started from trained weights"] if record.weights_sha256 else [])])
+
+
+def _shortened(contestant: Contestant) -> str:
+    recipe = contestant.record.plan.recipe
+    usual = RECIPES[recipe.name].epochs if recipe.name in RECIPES else recipe.epochs
+    return f"{contestant.epochs} of the recipe's {usual} epochs" if contestant.epochs < usual else ""
 
 
 def _score_table(contest: Contest, table: Table, published: str | None) -> list[str]:

@@ -138,6 +138,7 @@ def _score_cases(
         write_png(folder.validation / f"{name}.png", values.reshape(-1, values.shape[-1]))
         spacing_mm = arrays.cases[name].spacing_mm if in_mm else None
         outputs, truth = plan.coding.outputs, arrays.truth(name)
+        del writers[name]
         native = score_masks(name, prediction.labels, truth, plan.labels, spacing_mm, outputs=outputs)
         if plan.input_mode != "resize":
             return native, None

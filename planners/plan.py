@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 PLAN_VERSION = 2
 NetworkOption = str | int | float | bool | None
 SIDE_STEP = 16
+WIDEST = 1024
 PREPARATION = (
     "channels",
     "depth",
@@ -79,7 +80,7 @@ class NetworkPlan:
     options: dict[str, NetworkOption] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        require(1 <= self.width <= 1024, "width", self.width, "a whole number from 1 to 1024")
+        require(1 <= self.width <= WIDEST, "width", self.width, f"a whole number from 1 to {WIDEST}")
         allowed = f"a whole number from {DEPTHS[0]} to {DEPTHS[-1]}"
         require(self.depth in DEPTHS, "depth", self.depth, allowed)
         if ":" in self.name:  # a stranger's code runs only when it is built, never to check a file

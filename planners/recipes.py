@@ -143,7 +143,11 @@ NEEDS: Mapping[tuple[str, str], Mapping[str, Any]] = {
 """What a recipe does otherwise for a network that would not train well with it. ``paper`` is the same for all."""
 
 
-def find_recipe(name: str, network: str = "iaunet") -> Recipe:
+USUAL_NETWORK = "iaunet"
+"""The network that planners plan, and that `RECIPES` are for."""
+
+
+def find_recipe(name: str, network: str = USUAL_NETWORK) -> Recipe:
     """The recipe of a name, as a network needs it.
 
     Raises:
@@ -151,9 +155,20 @@ def find_recipe(name: str, network: str = "iaunet") -> Recipe:
     """
     if name not in RECIPES:
         raise PlanError(f"recipe {name!r} is not known: choose one of {', '.join(RECIPES)}")
-    return adapt_recipe(RECIPES[name], network)
+    return dataclasses.replace(RECIPES[name], **NEEDS.get((name, network), {}))
 
 
-def adapt_recipe(recipe: Recipe, network: str) -> Recipe:
-    """The recipe with what `NEEDS` says of the network."""
-    return dataclasses.replace(recipe, **NEEDS.get((recipe.name, network), {}))
+def adapt_recipe(recipe: Recipe, network: str, before: str = USUAL_NETWORK) -> Recipe:
+    """The recipe as a network needs it.
+
+    Args:
+        recipe: Made for the network ``before``; what was edited by hand stays, and so does all of a recipe that is not
+            among `RECIPES`.
+        network: The network it is for now.
+        before: The network whose needs give way.
+    """
+    if recipe.name not in RECIPES:
+        return recipe
+    usual, wanted = vars(find_recipe(recipe.name, before)), vars(find_recipe(recipe.name, network))
+    changed = {name for name, value in wanted.items() if value != usual[name] and getattr(recipe, name) == usual[name]}
+    return dataclasses.replace(recipe, **{name: wanted[name] for name in changed})

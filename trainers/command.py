@@ -70,7 +70,7 @@ def parse_option(text: str) -> tuple[str, "NetworkOption"]:
     if not (key and equals):
         raise argparse.ArgumentTypeError(f"{text!r} is no option: give KEY=VALUE")
     with contextlib.suppress(json.JSONDecodeError):
-        read: NetworkOption | list[object] | dict[str, object] = json.loads(value)
+        read: NetworkOption | list[object] | dict[str, object] = json.loads(value, parse_constant=str)
         if not isinstance(read, list | dict):
             return key, read
     return key, value

@@ -19,8 +19,8 @@ from iaunet.inference.runs import ALL_CASES, FoldFolder, Run, RunRecord
 from iaunet.inference.validation import describe_scores, summarise_run, validate_fold, write_summary
 from iaunet.networks import DEPTHS, NETWORKS, default_sizes
 from iaunet.planners.folds import Fold, Split, find_split, load_splits
-from iaunet.planners.plan import NetworkOption, NetworkPlan, Plan, build_planned_network, decisions, load_plan
-from iaunet.planners.recipes import adapt_recipe, find_recipe
+from iaunet.planners.plan import WIDEST, NetworkOption, NetworkPlan, Plan, build_planned_network, decisions, load_plan
+from iaunet.planners.recipes import USUAL_NETWORK, adapt_recipe, find_recipe
 from iaunet.planners.rules import choose_max_keys
 from iaunet.preprocessing.arrays import open_arrays
 from iaunet.records import differences, require, to_json
@@ -117,6 +117,7 @@ class _Training:
         self.options = options
         self.dataset: Dataset = folder.load_dataset()
         self.plan = resolve_plan(load_plan(folder.plan_json), options)
+        _tell_unmet_needs(self.plan)
         names = [case.name for case in self.dataset.cases]
         wish = options.split or self.plan.split
         self.split: Split = find_split(load_splits(folder.splits_json), wish, names, self.dataset.groups)
@@ -313,12 +314,24 @@ def resolve_plan(plan: Plan, options: TrainingOptions) -> Plan:
     if options.recipe is not None and options.recipe != recipe.name:
         recipe = find_recipe(options.recipe, network.name)
     elif network.name != plan.network.name:
-        recipe = adapt_recipe(recipe, network.name)
+        recipe = adapt_recipe(recipe, network.name, plan.network.name)
     given = {"epochs": options.epochs, "lr": options.lr, "batch_size": options.batch_size}
     recipe = dataclasses.replace(recipe, **{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
     changed = {"network": network != plan.network, "recipe": recipe != plan.recipe}
     why = {name: f"{why}; changed on the command line" if changed.get(name) else why for name, why in plan.why.items()}
     return dataclasses.replace(plan, network=network, recipe=recipe, why=why)
+
+
+def _tell_unmet_needs(plan: Plan) -> None:
+    """Warn of a recipe that is not as the network needs it: the plan's network was changed by hand alone."""
+    adapted = adapt_recipe(plan.recipe, plan.network.name)
+    apart = differences(to_json(plan.recipe), to_json(adapted))
+    if apart:
+        logger.warning(
+            "warning    %s trains badly under the recipe as it is: change it in plan.json (%s)",
+            plan.network.name,
+            ", ".join(apart),
+        )
 
 
 def _other_network(name: str, planned: NetworkPlan) -> NetworkPlan:
@@ -327,9 +340,10 @@ def _other_network(name: str, planned: NetworkPlan) -> NetworkPlan:
     usual = default_sizes(planned.name) if planned.name in NETWORKS else {}
     width, depth = planned.width, planned.depth
     if published.keys() == usual.keys() == {"width", "depth"}:
-        width = max(1, round(published["width"] * width / usual["width"]))
+        width = min(max(1, round(published["width"] * width / usual["width"])), WIDEST)
         depth = min(max(published["depth"] + depth - usual["depth"], DEPTHS[0]), DEPTHS[-1])
-    return NetworkPlan(name=name, width=width, depth=depth)
+    options: dict[str, NetworkOption] = {"max_keys": choose_max_keys(width)} if name == USUAL_NETWORK else {}
+    return NetworkPlan(name=name, width=width, depth=depth, options=options)
 
 
 def _widened(network: NetworkPlan, width: int) -> NetworkPlan:

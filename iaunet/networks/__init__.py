@@ -125,4 +125,4 @@ def _in_words(annotation: object) -> str:
         return "one of " + ", ".join(map(repr, get_args(annotation)))
     if get_origin(annotation) in (Union, UnionType):
         return " or ".join(map(_in_words, get_args(annotation)))
-    return "None" if annotation is NoneType else str(getattr(annotation, "__name__", annotation))
+    return "null" if annotation is NoneType else str(getattr(annotation, "__name__", annotation))

@@ -106,7 +106,7 @@ class SpatialAttention(nn.Module):
         if sigmoid_scale not in get_args(SigmoidScale):
             raise NetworkError(f"sigmoid_scale {sigmoid_scale!r}: choose one of {', '.join(get_args(SigmoidScale))}")
         if max_keys is not None and max_keys < 1:
-            raise NetworkError(f"max_keys is {max_keys}: give 1 or more, or None to keep every position")
+            raise NetworkError(f"max_keys is {max_keys}: give 1 or more, or null to keep every position")
         self.mode = mode
         self.max_keys = max_keys
         self.sigmoid_scale = sigmoid_scale

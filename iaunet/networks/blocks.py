@@ -70,6 +70,11 @@ def head(inputs: int, labels: int) -> nn.Conv2d:
     return convolution
 
 
+def layer_norm(features: int) -> nn.Module:
+    """LayerNorm over the last axis; nothing for one or two features, of which it would leave nothing or only signs."""
+    return nn.LayerNorm(features) if features > 2 else nn.Identity()
+
+
 def widths(width: int, depth: int) -> list[int]:
     """Feature maps of each stage: twice as many as in the stage before."""
     return [width * 2**stage for stage in range(depth)]

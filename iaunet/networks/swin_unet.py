@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from iaunet.errors import NetworkError
-from iaunet.networks.blocks import UShape, check_sizes, widths
+from iaunet.networks.blocks import UShape, check_sizes, layer_norm, widths
 
 PATCH = 4
 BLOCKS = 2  # of a stage: one with plain windows, one with shifted ones
@@ -56,7 +56,7 @@ def build_swin_unet(
         nn.Sequential(entry, _swin_blocks(features, n_heads, window, drops))
         for entry, features, n_heads, drops in zip(entries, maps, heads, rates, strict=True)
     ]
-    stages[-1].append(nn.LayerNorm(maps[-1]))
+    stages[-1].append(layer_norm(maps[-1]))
     return UShape(
         channels=channels,
         stages=stages,
@@ -66,7 +66,7 @@ def build_swin_unet(
             for (shallow, deep), n_heads, drops in zip(pairwise(maps), heads, rates, strict=False)
         ],
         last=nn.Sequential(
-            nn.LayerNorm(width),
+            layer_norm(width),
             PatchExpanding(width, width, PATCH),
             ChannelsFirst(),
             nn.Conv2d(width, labels, 1, bias=False),
@@ -89,7 +89,7 @@ class PatchEmbedding(nn.Module):
     def __init__(self, channels: int, width: int) -> None:
         super().__init__()
         self.project = nn.Conv2d(channels, width, PATCH, stride=PATCH)
-        self.norm = nn.LayerNorm(width)
+        self.norm = layer_norm(width)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [B, channels, 4 H, 4 W] to [B, H, W, width]."""
@@ -102,7 +102,7 @@ class PatchMerging(nn.Module):
 
     def __init__(self, inputs: int) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(4 * inputs)
+        self.norm = layer_norm(4 * inputs)
         self.reduce = _linear(4 * inputs, 2 * inputs, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -119,13 +119,14 @@ class PatchExpanding(nn.Module):
     def __init__(self, inputs: int, outputs: int, scale: int) -> None:
         super().__init__()
         self.scale = scale
+        self.outputs = outputs
         self.expand = _linear(inputs, scale**2 * outputs, bias=False)
-        self.norm = nn.LayerNorm(outputs)
+        self.norm = layer_norm(outputs)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [B, H, W, inputs] to [B, scale H, scale W, outputs]."""
         _, height, width, _ = x.shape
-        scale, outputs = self.scale, self.norm.normalized_shape[0]
+        scale, outputs = self.scale, self.outputs
         squares = self.expand(x).reshape(-1, height, width, scale, scale, outputs).transpose(2, 3)
         expanded: Tensor = self.norm(squares.reshape(-1, height * scale, width * scale, outputs))
         return expanded
@@ -159,10 +160,10 @@ class SwinBlock(nn.Module):
     def __init__(self, features: int, heads: int, window: int, *, shifted: bool, drop_path: float) -> None:
         super().__init__()
         self.attend = nn.Sequential(
-            nn.LayerNorm(features), WindowAttention(features, heads, window, shifted=shifted), DropPath(drop_path)
+            layer_norm(features), WindowAttention(features, heads, window, shifted=shifted), DropPath(drop_path)
         )
         self.mlp = nn.Sequential(
-            nn.LayerNorm(features),
+            layer_norm(features),
             _linear(features, 4 * features),
             nn.GELU(),
             _linear(4 * features, features),

@@ -3,7 +3,7 @@
 It is the network of the authors' program, whose first two stages have 16 and 32 feature maps where the article says 32
 and 64. Three things differ from the program: convolutions before a batch normalisation have no bias, which would be
 subtracted again (512 parameters fewer at the published size); every convolution starts Kaiming-normal, where the
-program leaves some to torch's default; and LayerNorm over a single feature, of which it leaves nothing, is left out.
+program leaves some to torch's default; and LayerNorm over one or two features is left out, see `layer_norm`.
 """
 
 from itertools import pairwise
@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from iaunet.networks.blocks import UShape, check_sizes, conv_norm_relu, head, widths
+from iaunet.networks.blocks import UShape, check_sizes, conv_norm_relu, head, layer_norm, widths
 
 FACTORS = (1, 2, 8, 10, 16, 32)  # feature maps of a stage in units of the width; the sixth continues the published five
 TOKENISED = 2  # so many stages, the deepest, work on tokens
@@ -62,7 +62,7 @@ class PatchEmbedding(nn.Module):
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
         self.convolution = _convolution(inputs, outputs, stride=2)
-        self.norm = _layer_norm(outputs)
+        self.norm = layer_norm(outputs)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [B, inputs, H, W] to [B, outputs, H/2, W/2]."""
@@ -82,13 +82,13 @@ class TokenMLP(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.norm_in = _layer_norm(width)
+        self.norm_in = layer_norm(width)
         self.along_height = _linear(width)
         self.depthwise = nn.Conv2d(width, width, 3, padding=1, groups=width)
         nn.init.kaiming_normal_(self.depthwise.weight, mode="fan_in")  # 9; the fan_out counts all groups
         nn.init.zeros_(self.depthwise.bias)  # type: ignore[arg-type]
         self.along_width = _linear(width)
-        self.norm_out = _layer_norm(width)
+        self.norm_out = layer_norm(width)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [B, width, H, W] to the same shape."""
@@ -157,8 +157,3 @@ def _linear(width: int) -> nn.Linear:
     nn.init.trunc_normal_(linear.weight, std=0.02)
     nn.init.zeros_(linear.bias)
     return linear
-
-
-def _layer_norm(width: int) -> nn.Module:
-    """LayerNorm over the last axis; of a single feature it would leave nothing but its own bias."""
-    return nn.LayerNorm(width) if width > 1 else nn.Identity()

@@ -132,7 +132,9 @@ def test_every_depth_and_width_works(name, options, depth):
     for width in (1, 3):
         network = tiny(name, options, width=width, depth=depth, channels=1, labels=1).eval()
 
-        assert network(torch.rand(1, 1, 64, 64)).isfinite().all()
+        logits = network(torch.randn(1, 1, 64, 64))
+        assert logits.isfinite().all()
+        assert logits.std() > 1e-6  # an image is told from nothing
 
 
 @every_network
@@ -348,8 +350,8 @@ def test_an_unknown_option_is_answered_with_the_known_ones():
         ("scale_attention", True, "one of 'first', 'last', 'every', 'none'"),
         ("attention_order", "both", "one of 'spatial_first', 'channel_first'"),
         ("sigmoid_scale", 2, "one of 'bias', 'count'"),
-        ("max_keys", 10.5, "int or None"),
-        ("max_keys", True, "int or None"),
+        ("max_keys", 10.5, "int or null"),
+        ("max_keys", True, "int or null"),
         ("gamma_init", "1", "float"),
         ("gamma_init", False, "float"),
         ("separate_mlps", 1, "bool"),

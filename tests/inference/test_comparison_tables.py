@@ -205,7 +205,7 @@ def test_the_papers_figures_stand_beside_those_at_the_networks_size_only(contest
 
 
 def test_what_weakens_a_comparison_is_said(contestant):
-    plain = contestant("unet", width=64, depth=5, input_size=(256, 256))
+    plain = contestant("unet", width=64, depth=5, epochs=500, input_size=(256, 256))
     assert remarks(markdown(contest(plain, reference=plain, n_folds=3))) == [
         "If settings were chosen on fold 0, the tables without it are the ones to quote."
     ]
@@ -228,19 +228,26 @@ def test_what_weakens_a_comparison_is_said(contestant):
         "The reference has not been trained: there are no tests.",
         "The network's size is 64x64, 64x128, 128x128, the paper's 256x256.",
         "Not of the published size: U-Net (width 8 instead of 64).",
-        "The runs were trained for different numbers of epochs.",
+        "Shortened: U-Net (3 of the recipe's 500 epochs); UNeXt, my_package:net (12 of the recipe's 500 epochs).",
+        "The runs differ in epochs.",
     ]
 
 
 def test_settings_that_are_not_the_recipes_are_said(contestant):
-    given = {"network": "unet", "epochs": 3, "lr": 0.1, "batch_size": 2, "weights": "start.safetensors"}
     run = contestant()
-    record = dataclasses.replace(run.record, overrides=given, weights_sha256="0")
+    usual = run.record.plan.recipe
+    edited = dataclasses.replace(
+        usual, lr=0.1, augmentation=dataclasses.replace(usual.augmentation, rotation_probability=0.5)
+    )
+    plan = dataclasses.replace(run.record.plan, recipe=edited)
+    record = dataclasses.replace(run.record, plan=plan, seed=9, weights_sha256="0")
 
     said = remarks(markdown(contest(dataclasses.replace(run, record=record), contestant("unext"))))
 
-    words = "lr 0.1, batch_size 2, started from trained weights"
+    words = "lr: 0.0001 -> 0.1, augmentation.rotation_probability: 0.0 -> 0.5, started from trained weights"
     assert [line for line in said if "alone" in line] == [f"Not trained by the recipe alone: U-Net ({words})."]
+    assert "Shortened: U-Net, UNeXt (12 of the recipe's 500 epochs)." in said
+    assert "The runs differ in seed." in said
 
 
 def test_rows_that_lack_the_same_are_named_together(contestant):

@@ -5,7 +5,7 @@ import pytest
 
 from iaunet.errors import PlanError
 from iaunet.networks import NETWORKS
-from iaunet.planners.recipes import NEEDS, RECIPES, Augmentation, Recipe, find_recipe
+from iaunet.planners.recipes import NEEDS, RECIPES, Augmentation, Recipe, adapt_recipe, find_recipe
 from iaunet.records import FieldError, from_json, to_json
 
 
@@ -27,6 +27,18 @@ def test_a_network_that_needs_it_is_warmed_up_under_best_and_under_paper_like_al
     assert swin.warmup_epochs == 20
     assert changed == {"optimiser", "lr", "weight_decay", "warmup_epochs", "clip_gradient_norm"}
     assert find_recipe("paper", "swin_unet") == RECIPES["paper"]
+
+
+def test_needs_give_way_to_those_of_another_network_and_edits_stay():
+    edited = dataclasses.replace(RECIPES["best"], lr=3e-4, epochs=7)
+
+    swin = adapt_recipe(edited, "swin_unet")
+
+    assert (swin.lr, swin.epochs, swin.optimiser, swin.warmup_epochs) == (3e-4, 7, "adamw", 20)
+    assert adapt_recipe(swin, "unet", "swin_unet") == edited
+    assert adapt_recipe(RECIPES["paper"], "swin_unet") == RECIPES["paper"]
+    own = dataclasses.replace(RECIPES["best"], name="own")
+    assert adapt_recipe(own, "swin_unet") == own
 
 
 def test_what_recipes_do_otherwise_is_for_networks_that_exist():

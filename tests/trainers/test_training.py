@@ -17,6 +17,7 @@ from iaunet.inference.runs import Run
 from iaunet.inference.scores import read_scores, summarise_scores
 from iaunet.planners.folds import load_splits
 from iaunet.planners.plan import NetworkPlan, load_plan
+from iaunet.planners.rules import choose_max_keys
 from iaunet.records import FieldError, to_json
 from iaunet.storage import file_digest
 from iaunet.trainers.checkpoint import load_checkpoint
@@ -353,6 +354,7 @@ def test_options_change_the_plan_where_they_are_given(toy_workspace):
     [
         (("iaunet", 64, 5), "swin_unet", (96, 4)),
         (("iaunet", 64, 5), "unext", (16, 5)),
+        (("iaunet", 1024, 5), "swin_unet", (1024, 4)),
         (("iaunet", 8, 5), "swin_unet", (12, 4)),
         (("iaunet", 8, 4), "resunet", (8, 3)),
         (("iaunet", 2, 3), "unext", (1, 3)),
@@ -372,6 +374,18 @@ def test_another_network_has_the_size_it_was_published_with_shrunk_as_the_planne
     assert (changed.width, changed.depth) == sizes
     wide = resolve_plan(dataclasses.replace(plan, network=network), TrainingOptions(network=name, width=5)).network
     assert (wide.width, wide.depth) == (5, sizes[1])
+    assert changed.options == ({"max_keys": choose_max_keys(changed.width)} if name == "iaunet" else {})
+
+
+def test_a_recipe_that_a_networks_needs_are_not_met_by_is_told(train_toy, workspace, capsys):
+    network = {"name": "swin_unet", "width": 4, "depth": 3, "options": {"window": 2}}
+    edit_json(workspace / "toy" / "plan.json", lambda plan: plan.update(network=network))
+
+    assert train_toy("0", "--epochs", "1") == 0
+
+    assert "swin_unet trains badly under the recipe as it is: change it in plan.json (optimiser: adam -> adamw" in (
+        capsys.readouterr().out
+    )
 
 
 def test_options_of_the_network_are_taken_over_those_of_the_plan(toy_workspace):
@@ -388,9 +402,12 @@ def test_a_recipe_is_adapted_to_the_network_it_trains(toy_workspace):
     plan = load_plan(toy_workspace / "toy" / "plan.json")
 
     swin = resolve_plan(plan, TrainingOptions(network="swin_unet", epochs=7)).recipe
-    assert (swin.name, swin.optimiser, swin.lr, swin.epochs) == ("best", "adamw", 5e-4, 7)
+    assert (swin.name, swin.optimiser, swin.weight_decay, swin.epochs) == ("best", "adamw", 0.05, 7)
+    assert swin.lr == plan.recipe.lr == 0.02  # as it was edited
     assert swin.draws_a_case == plan.recipe.draws_a_case
     assert resolve_plan(plan, TrainingOptions(network="swin_unet", lr=0.1)).recipe.lr == 0.1
+    of_swin = dataclasses.replace(plan, network=NetworkPlan(name="swin_unet", width=96, depth=4), recipe=swin)
+    assert resolve_plan(of_swin, TrainingOptions(network="iaunet")).recipe == dataclasses.replace(plan.recipe, epochs=7)
     paper = resolve_plan(plan, TrainingOptions(network="swin_unet", recipe="paper")).recipe
     assert (paper.optimiser, paper.lr) == ("adam", 1e-4)
 
