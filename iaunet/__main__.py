@@ -9,6 +9,8 @@ COMMANDS = {
     "train": ("iaunet.trainers.command", "train one fold, or all of them"),
     "predict": ("iaunet.inference.predict_command", "make masks for new images"),
     "evaluate": ("iaunet.inference.evaluate_command", "score a folder of masks against another"),
+    "export_model": ("iaunet.inference.export_command", "write a trained model into one file"),
+    "import_model": ("iaunet.inference.import_command", "make a data set of a model's file, to predict with it"),
     "compare": ("iaunet.inference.compare_command", "the paper's tables and figures from the runs of a data set"),
     "find_best": ("iaunet.inference.find_best_command", "choose the best runs and postprocessing of a data set"),
     "demo": ("iaunet.trainers.demo_command", "the whole way on a small generated data set"),

@@ -119,7 +119,7 @@ def find_chosen(dataset: DatasetFolder) -> Chosen | None:
     model, postprocessing = folder.read()
     for member in model.members:
         run = Run(dataset.runs / member.run)
-        found = tuple(fold.weights_digest() for fold in run.scored_folds() if fold.weights.exists())
+        found = tuple(fold.weights_digest() for fold in run.trained_folds())
         if found != member.weights_sha256:
             logger.warning(
                 "warning    the choice of iaunet_find_best was of other weights of %s: %s", member.run, AGAIN

@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from iaunet.console import (
     ALL_DONE,
@@ -16,9 +16,12 @@ from iaunet.console import (
     run_command,
     terminating_like_interrupt,
 )
+from iaunet.errors import PredictionError
 
 if TYPE_CHECKING:
     from iaunet.inference.folder import Outcome
+    from iaunet.inference.postprocessing import Postprocessing
+    from iaunet.inference.predictor import Predictor
     from iaunet.planners.plan import Plan
     from iaunet.preprocessing.held_out import HeldOut
     from iaunet.workspace import DatasetFolder
@@ -35,7 +38,9 @@ def build_parser() -> argparse.ArgumentParser:
         "--test", action="store_true", help="the data set's held-out test set; its masks are scored as well"
     )
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="the folder for the masks")
-    parser.add_argument("-d", "--dataset", required=True, metavar="DATASET", help="the data set it was trained on")
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("-d", "--dataset", metavar="DATASET", help="the data set it was trained on")
+    which.add_argument("--model", type=Path, metavar="FILE.zip", help="a model's file, of iaunet_export_model")
     parser.add_argument("-f", "--folds", nargs="+", metavar="FOLD", help="folds to use (default: all finished ones)")
     parser.add_argument(
         "--run", nargs="+", metavar="NAME", help="runs to use (default: those of iaunet_find_best, or the only one)"
@@ -67,34 +72,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from iaunet.workspace import open_workspace
+    if arguments.model and (arguments.run or arguments.folds or arguments.test):
+        raise PredictionError("--run, --folds and --test are for -d DATASET: leave them out with --model")
+    folder = None if arguments.model else _find_dataset(arguments)
 
-    workspace = open_workspace(getattr(arguments, "workspace", None), os.environ)
-    folder = workspace.find(arguments.dataset)
-
-    from iaunet.inference.best import find_chosen
-    from iaunet.inference.folder import FolderOptions, describe_model, list_inputs, predict_cases, predict_folder
+    from iaunet.inference.folder import FolderOptions, list_inputs, predict_cases, predict_folder
     from iaunet.inference.held_out import input_cases, load_held_out, require_usable
     from iaunet.inference.postprocessing import describe_postprocessing
-    from iaunet.inference.predictor import Predictor
-    from iaunet.inference.runs import choose_folds, choose_runs
 
-    chosen = find_chosen(folder)
-    runs = choose_runs(folder, arguments.run or (chosen.runs if chosen else None))
-    fits = chosen is not None and [run.name for run in runs] == chosen.runs and not arguments.no_postprocessing
-    postprocessing = chosen.postprocessing if chosen is not None and fits else None
-    folds = arguments.folds
-    if arguments.fast:
-        runs = runs[:1]
-        folds = folds or [choose_folds(runs[0], None)[0].fold]
-    held_out = load_held_out(folder) if arguments.test else None
+    held_out = load_held_out(folder) if folder and arguments.test else None
     if held_out is None:
         list_inputs(arguments.input, arguments.output)  # so that a wrong path is told before the networks are loaded
     mirroring = False if arguments.no_mirroring or arguments.fast else None
-    predictor = Predictor.from_runs(runs, folds, arguments.device, mirroring, arguments.network, postprocessing)
-    if held_out is not None:
+    load = _from_file(arguments, mirroring) if folder is None else _from_runs(arguments, folder, mirroring)
+    predictor, model, postprocessing = load
+    if held_out is not None and folder is not None:
         require_usable(held_out, predictor.plan, folder)
-    model = describe_model(runs, folds, predictor)
     for member in model["members"]:
         logger.info("model      run %s, fold %s", member["run"], member["fold"])
     if postprocessing is not None:
@@ -123,11 +116,54 @@ def _run(arguments: argparse.Namespace) -> int:
         count["failed"],
         arguments.output,
     )
-    if held_out is not None:
+    if held_out is not None and folder is not None:
         _score(held_out, predictor.plan, folder, arguments.output, outcomes)
     if count["failed"]:
         return SOME_FAILED if count["failed"] < len(outcomes) else CANNOT_BE_DONE
     return ALL_DONE
+
+
+_Loaded = tuple["Predictor", dict[str, Any], "Postprocessing | None"]
+
+
+def _find_dataset(arguments: argparse.Namespace) -> "DatasetFolder":
+    from iaunet.workspace import open_workspace
+
+    workspace = open_workspace(getattr(arguments, "workspace", None), os.environ)
+    return workspace.find(arguments.dataset)
+
+
+def _from_runs(arguments: argparse.Namespace, folder: "DatasetFolder", mirroring: bool | None) -> _Loaded:
+    """The predictor of a data set's runs, what describes it, and its postprocessing."""
+    from iaunet.inference.best import find_chosen
+    from iaunet.inference.folder import describe_model
+    from iaunet.inference.predictor import Predictor
+    from iaunet.inference.runs import choose_folds, choose_runs
+
+    chosen = find_chosen(folder)
+    runs = choose_runs(folder, arguments.run or (chosen.runs if chosen else None))
+    fits = chosen is not None and [run.name for run in runs] == chosen.runs and not arguments.no_postprocessing
+    postprocessing = chosen.postprocessing if chosen is not None and fits else None
+    folds = arguments.folds
+    if arguments.fast:
+        runs = runs[:1]
+        folds = folds or [choose_folds(runs[0], None)[0].fold]
+    predictor = Predictor.from_runs(runs, folds, arguments.device, mirroring, arguments.network, postprocessing)
+    return predictor, describe_model(runs, folds, predictor), postprocessing
+
+
+def _from_file(arguments: argparse.Namespace, mirroring: bool | None) -> _Loaded:
+    """The predictor of a model's file, what describes it, and its postprocessing."""
+    from iaunet.device import choose_device
+    from iaunet.inference.model_file import describe_model_file, open_model
+    from iaunet.inference.predictor import Predictor
+
+    model = open_model(arguments.model, arguments.network)
+    if arguments.fast:
+        model = model.first_only()
+    postprocessing = None if arguments.no_postprocessing else model.postprocessing
+    predictor = Predictor(model.plan, model.networks, choose_device(arguments.device), mirroring, postprocessing)
+    return predictor, describe_model_file(model, predictor), postprocessing
 
 
 def _score(

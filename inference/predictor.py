@@ -3,6 +3,7 @@
 import itertools
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,8 +12,9 @@ from torch import nn
 
 from iaunet.device import autocasting, choose_device, is_out_of_memory
 from iaunet.errors import PredictionError
+from iaunet.inference.model_file import open_model
 from iaunet.inference.mosaic import Assembly, Prediction
-from iaunet.inference.postprocessing import Postprocessing
+from iaunet.inference.postprocessing import NO_CLEANING, Postprocessing
 from iaunet.inference.runs import Run, choose_folds
 from iaunet.planners.plan import Plan, build_planned_network, with_thresholds
 from iaunet.preprocessing.cases import prepare_case
@@ -51,7 +53,8 @@ class Predictor:
         if not networks:
             raise ValueError("a predictor needs at least one network")
         self.plan = plan if postprocessing is None else with_thresholds(plan, postprocessing.thresholds)
-        self.cleaning = () if postprocessing is None else postprocessing.cleaning
+        cleaning = () if postprocessing is None else postprocessing.cleaning
+        self.cleaning = cleaning if any(steps != NO_CLEANING for steps in cleaning) else ()
         self.device = device
         self.flips = FLIPS if (plan.inference.mirroring if mirroring is None else mirroring) else FLIPS[:1]
         self.batch_size = BATCH_SIZES.get(device.type, 4)
@@ -104,6 +107,29 @@ class Predictor:
                 load_weights(folder.weights, network)
                 networks.append(network)
         return cls(plan, networks, choose_device(device), mirroring, postprocessing)
+
+    @classmethod
+    def from_model(
+        cls,
+        path: Path,
+        device: str = "auto",
+        mirroring: bool | None = None,
+        trusted_network: str | None = None,
+    ) -> "Predictor":
+        """The ensemble and postprocessing of a model's file, see `iaunet.inference.model_file.open_model`.
+
+        Args:
+            path: What ``iaunet_export_model`` wrote.
+            device: See `iaunet.device.choose_device`.
+            mirroring: See the class.
+            trusted_network: See `from_runs`.
+
+        Raises:
+            PredictionError: The file is none of ours, damaged or changed, or a network is a stranger's that is not
+                trusted.
+        """
+        model = open_model(path, trusted_network)
+        return cls(model.plan, model.networks, choose_device(device), mirroring, model.postprocessing)
 
     def predict(self, image: NDArray[np.generic]) -> NDArray[np.generic]:
         """Predict one image.

@@ -166,6 +166,11 @@ class Run:
         folders = (FoldFolder(path) for path in sorted(self.root.glob("fold_*")))
         return [folder for folder in folders if folder.is_finished]
 
+    def trained_folds(self) -> list[FoldFolder]:
+        """The finished folds that held cases out, by number, whether or not the scores of single cases are there."""
+        folders = (folder for folder in self.finished_folds() if folder.fold.isdecimal())
+        return sorted(folders, key=lambda folder: int(folder.fold))
+
     def scored_folds(self) -> list[FoldFolder]:
         """The folds with scores of held-out cases, by number, whether or not their weights are there."""
         folders = (FoldFolder(path) for path in self.root.glob("fold_*"))

@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from iaunet.inference.model_file import export_model
 from iaunet.inference.predict_command import main
+from iaunet.inference.predictor import Predictor
 from iaunet.inference.runs import Run
 from iaunet.inference.validation import write_summary
 from iaunet.planners.plan import NetworkPlan, load_plan, save_plan
@@ -237,4 +239,28 @@ def test_input_output_and_dataset_must_be_given(capsys):
         main(["-i", "somewhere"])
 
     assert caught.value.code == 2
-    assert "the following arguments are required: -o/--output, -d/--dataset" in capsys.readouterr().err
+    assert "the following arguments are required: -o/--output" in capsys.readouterr().err
+
+
+# A model's file -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [(), ("--fast",), ("--no_mirroring", "--no_postprocessing")])
+def test_a_models_file_predicts_as_the_data_set_does_and_is_the_same_model(trained_toy, tmp_path, options, capsys):
+    source = DatasetFolder(trained_toy / "toy")
+    export_model(source, tmp_path / "m.zip")
+    inputs = Path(source.load_dataset().source.root) / "images"
+    common = ["-i", str(inputs), "-o", str(tmp_path / "out"), *options]
+    assert main([*common, "--model", str(tmp_path / "m.zip")]) == 0
+    assert "18 done" in capsys.readouterr().out
+    assert main([*common, "-d", "toy", "--workspace", str(trained_toy)]) == 0
+    assert "0 done" in capsys.readouterr().out  # predictions.json says the same model
+    one = Predictor.from_model(tmp_path / "m.zip", "cpu")
+    two = Predictor.from_runs([Run(source.runs / "unet-best-random")], device="cpu")
+    image = np.asarray(Image.open(inputs / "case_00.png"))
+    np.testing.assert_array_equal(one.predict(image), two.predict(image))
+
+
+def test_choices_of_runs_and_folds_are_refused_beside_a_models_file(tmp_path, capsys):
+    assert main(["-i", str(tmp_path), "-o", str(tmp_path / "o"), "--model", "m.zip", "-f", "0"]) == 2
+    assert "are for -d DATASET: leave them out with --model" in capsys.readouterr().err
