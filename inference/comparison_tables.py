@@ -137,7 +137,9 @@ def _together(what: str, by_title: Mapping[str, str]) -> Iterator[str]:
         if words:
             titles.setdefault(words, []).append(title)
     if titles:
-        yield f"{what}: " + "; ".join(f"{', '.join(those)} ({words})" for words, those in titles.items()) + "."
+        every = [f"all {len(by_title)} runs"] if len(by_title) > 1 else [*by_title]
+        named = {words: every if len(those) == len(by_title) else those for words, those in titles.items()}
+        yield f"{what}: " + "; ".join(f"{', '.join(those)} ({words})" for words, those in named.items()) + "."
 
 
 def _missing_folds(contest: Contest, contestant: Contestant) -> str:

@@ -246,7 +246,7 @@ def test_settings_that_are_not_the_recipes_are_said(contestant):
 
     words = "lr: 0.0001 -> 0.1, augmentation.rotation_probability: 0.0 -> 0.5, started from trained weights"
     assert [line for line in said if "alone" in line] == [f"Not trained by the recipe alone: U-Net ({words})."]
-    assert "Shortened: U-Net, UNeXt (12 of the recipe's 500 epochs)." in said
+    assert "Shortened: all 2 runs (12 of the recipe's 500 epochs)." in said
     assert "The runs differ in seed." in said
 
 
