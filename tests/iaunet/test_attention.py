@@ -354,7 +354,7 @@ def test_an_unknown_sigmoid_scale_is_answered_with_the_known_ones():
 
 
 def test_attention_needs_a_key():
-    with pytest.raises(NetworkError, match="max_keys is 0: give 1 or more, or None"):
+    with pytest.raises(NetworkError, match="max_keys is 0: give 1 or more, or null"):
         SpatialAttention(2, max_keys=0)
 
 
