@@ -7,12 +7,12 @@ from importlib import import_module
 COMMANDS = {
     "plan_and_preprocess": ("iaunet.preprocessing.command", "read, check, plan and preprocess a data set"),
     "train": ("iaunet.trainers.command", "train one fold, or all of them"),
+    "find_best": ("iaunet.inference.find_best_command", "choose the best runs and postprocessing of a data set"),
     "predict": ("iaunet.inference.predict_command", "make masks for new images"),
     "evaluate": ("iaunet.inference.evaluate_command", "score a folder of masks against another"),
+    "compare": ("iaunet.inference.compare_command", "the paper's tables and figures from the runs of a data set"),
     "export_model": ("iaunet.inference.export_command", "write a trained model into one file"),
     "import_model": ("iaunet.inference.import_command", "make a data set of a model's file, to predict with it"),
-    "compare": ("iaunet.inference.compare_command", "the paper's tables and figures from the runs of a data set"),
-    "find_best": ("iaunet.inference.find_best_command", "choose the best runs and postprocessing of a data set"),
     "demo": ("iaunet.trainers.demo_command", "the whole way on a small generated data set"),
 }
 
