@@ -146,11 +146,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--results", type=Path, required=True, help="where finished units are kept")
     parser.add_argument("--workspace", type=Path)
     parser.add_argument("--plan_options", default="", help="options of iaunet_plan_and_preprocess, as one text")
-    parser.add_argument("--networks", nargs="+", default=[*TITLES], metavar="NAME")
+    parser.add_argument("--networks", nargs="+", metavar="NAME", help="default: the paper's six")
     parser.add_argument("--ablation", nargs="*", metavar="VARIANT", help=f"all, or some of {', '.join(VARIANTS)}")
     parser.add_argument("--recipes", nargs="+", default=["paper", "best"], metavar="NAME")
     parser.add_argument("--splits", nargs="+", default=["random", "grouped"], metavar="NAME")
-    parser.add_argument("--folds", nargs="+", type=int, default=[0], metavar="FOLD")
+    parser.add_argument("--folds", nargs="+", type=int, metavar="FOLD", help="default: 0")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="for everything (default: no limit)")
     parser.add_argument("--epochs", type=int, help="the same for all (default: the recipe's)")
     parser.add_argument("--seed", type=int, default=0)
@@ -167,6 +167,8 @@ def list_units(arguments: argparse.Namespace) -> Iterator[Unit]:
         extra += ["--epochs", str(arguments.epochs)]
         tags.append(f"e{arguments.epochs}")
     if arguments.ablation is not None:
+        if arguments.networks or arguments.folds not in (None, [0]):
+            raise PredictionError("--ablation trains variants of iaunet on fold 0: leave out --networks and --folds")
         unknown = [name for name in arguments.ablation if name not in VARIANTS]
         if unknown:
             raise PredictionError(f"variant {unknown[0]!r} is not known: choose among {', '.join(VARIANTS)}")
@@ -174,8 +176,8 @@ def list_units(arguments: argparse.Namespace) -> Iterator[Unit]:
         networks = [("iaunet", name, options) for name, options in chosen.items()]
         folds = [0]
     else:
-        networks = [(name, "", ()) for name in arguments.networks]
-        folds = arguments.folds
+        networks = [(name, "", ()) for name in arguments.networks or TITLES]
+        folds = arguments.folds or [0]
     for split, recipe, fold in itertools.product(arguments.splits, arguments.recipes, folds):
         for network, variant, options in networks:
             yield Unit(
@@ -223,11 +225,11 @@ def require_same(results: Path, unit: Unit) -> None:
         PredictionError: A fold of it was.
     """
     for path in (results / unit.run).glob(f"fold_*/{UNIT}"):
-        settings = read_json(path, PredictionError, "remove its folder")
-        if settings["settings"] != unit.settings:
+        found = read_json(path, PredictionError, "remove its folder").get("settings", ["unknown"])
+        if found != unit.settings:
             raise PredictionError(
-                f"{path.parent} was trained with the settings {' '.join(settings['settings'])}: give these, or another "
-                "folder for --results"
+                f"{path.parent} was trained with the settings {' '.join(found)}: give these, or another folder for "
+                "--results"
             )
 
 
@@ -264,10 +266,11 @@ def keep(run: Run, unit: Unit, dataset: str, arguments: argparse.Namespace) -> N
         shutil.copytree(fold.root, partial, ignore=shutil.ignore_patterns("*.safetensors", "*.pt", "logits", ".*"))
         write_json(partial / UNIT, facts)
         kept.write_record(record)
+        shutil.rmtree(target, ignore_errors=True)  # what does not count, without unit.json
         partial.rename(target)
     except OSError as fault:  # shutil.Error is one
         raise WorkspaceError(
-            f"{kept.root} cannot be written: free some space and run the same command again"
+            f"{kept.root} cannot be written: free some space or mend its permissions, and run the same command again"
         ) from fault
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,6 +130,11 @@ class Workspace:
             f"the workspace {self.root} has no data set {dataset!r}, it knows: {known}; "
             "run iaunet_plan_and_preprocess FOLDER first"
         )
+
+
+def is_dataset_name(name: str) -> bool:
+    """Whether a dataset can be called so: at most 100 letters, digits, ``_``, ``.``, ``+``, ``-`` and spaces."""
+    return re.fullmatch(r"[^\W_][\w .+-]{0,99}", name) is not None
 
 
 def is_path(dataset: str) -> bool:

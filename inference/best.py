@@ -80,9 +80,12 @@ class BestFolder:
         """Whether a best model was chosen."""
         return (self.root / BEST).exists()
 
+    def forget(self) -> None:
+        """Take an earlier choice back, before anything of a new one is written: until `write` there is none."""
+        (self.root / BEST).unlink(missing_ok=True)
+
     def write(self, model: BestModel, postprocessing: Postprocessing) -> None:
         """Keep a choice; ``best.json`` is written last and makes the others count."""
-        (self.root / BEST).unlink(missing_ok=True)
         write_json(self.root / POSTPROCESSING, to_json(postprocessing))
         write_json(self.root / BEST, to_json(model))
 

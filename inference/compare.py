@@ -114,6 +114,9 @@ def compare_runs(folder: DatasetFolder, options: CompareOptions) -> Comparison:
         if columns:
             save_grid(path, columns, [each.title for each in contest.contestants])
             files.append(path)
+    if options.output is None:  # a folder of the user's may hold pictures of the user's
+        for path in {*output.glob("chart_*.png"), *output.glob("cases_*.png")} - {*files}:
+            path.unlink()  # of runs that are no longer compared so
     return Comparison(contests=tuple(contests), files=tuple(files))
 
 

@@ -127,6 +127,7 @@ class _Search:
             postprocessing_why=found.why,
         )
         best = BestFolder.of(self.folder)
+        best.forget()
         self._write_scores(best, chosen, found)
         best.write(model, found.postprocessing)
         return Finding(

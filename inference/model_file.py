@@ -42,7 +42,7 @@ from iaunet.planners.fingerprint import Fingerprint
 from iaunet.planners.plan import Plan, build_planned_network, parse_plan, save_plan
 from iaunet.records import FieldError, from_json, load_record, to_json
 from iaunet.storage import file_digest, naming_disk_faults, read_json, replacing, sync_folder, write_bytes, write_json
-from iaunet.workspace import DatasetFolder, Workspace, locked
+from iaunet.workspace import DatasetFolder, Workspace, is_dataset_name, locked
 
 if TYPE_CHECKING:
     import torch
@@ -423,19 +423,24 @@ class _Archive:
 
         plan = self.plans[member.run]
         state = self._tensors(member)
-        wrong: list[str] = []
-        with self._refusing(member.weights):
-            if not is_strange(plan):  # compared before it takes memory: a plan may ask for any size
-                with torch.device("meta"):
-                    wrong = _differences(build_planned_network(plan).state_dict(), state)
-            network = build_planned_network(plan) if not wrong else None
-        if network is None or (wrong := _differences(network.state_dict(), state)):
+        if not is_strange(plan):  # compared before it takes memory: a plan may ask for any size
+            with self._refusing(member.weights), torch.device("meta"):
+                shapes = build_planned_network(plan).state_dict()
+            self._require_weights_of(shapes, state, member)
+        network = build_planned_network(plan)
+        self._require_weights_of(network.state_dict(), state, member)
+        network.load_state_dict(state)
+        return network
+
+    def _require_weights_of(
+        self, own: Mapping[str, "torch.Tensor"], state: Mapping[str, "torch.Tensor"], member: ModelMember
+    ) -> None:
+        wrong = _differences(own, state)
+        if wrong:
             raise self._refusal(
                 f"{member.weights} holds weights of another network than the plan's "
                 f"({len(wrong)} tensors differ, the first is {_one_line(wrong[0])})"
             )
-        network.load_state_dict(state)
-        return network
 
     def _tensors(self, member: ModelMember) -> dict[str, "torch.Tensor"]:
         import safetensors.torch
@@ -535,7 +540,7 @@ def _differences(own: Mapping[str, "torch.Tensor"], state: Mapping[str, "torch.T
 
 
 def _valid_name(name: str) -> str:
-    if not re.fullmatch(r"[^\W_][\w .+-]{0,99}", name):
+    if not is_dataset_name(name):
         raise WorkspaceError(
             f"{_one_line(ascii(name))} cannot be a data set's name: "
             "give --dataset_name with letters, digits, '_', '-', '.', '+'"

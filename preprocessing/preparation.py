@@ -4,7 +4,6 @@ import csv
 import dataclasses
 import io
 import logging
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +25,7 @@ from iaunet.preprocessing.layout import Layout, understand
 from iaunet.preprocessing.preprocess import preprocess
 from iaunet.records import differences, load_record, to_json
 from iaunet.storage import remove_leftovers, write_json, write_text
-from iaunet.workspace import DatasetFolder, Workspace, is_path, locked
+from iaunet.workspace import DatasetFolder, Workspace, is_dataset_name, is_path, locked
 
 logger = logging.getLogger(__name__)
 
@@ -322,7 +321,7 @@ def _known_folds(folder: DatasetFolder, dataset: Dataset, n_folds: int) -> dict[
 
 
 def _valid_name(name: str) -> str:
-    if not re.fullmatch(r"[^\W_][\w .+-]{0,99}", name):
+    if not is_dataset_name(name):
         raise DatasetError(
             f"{name!r} cannot be a data set's name: give --dataset_name with letters, digits, '_', '-', '.', '+'"
         )

@@ -1,5 +1,7 @@
 """The integrated attention network: a U-Net whose skips pass scale feature, spatial and channel attention."""
 
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Literal, get_args
 
@@ -63,27 +65,25 @@ def build_iaunet(
     _check_choice("scale_attention", scale_attention, ScalePlace)
     _check_choice("attention_order", attention_order, AttentionOrder)
     maps = widths(width, depth)
-    first: nn.Module = ScaleFeatureAttention(width) if scale_attention in ("first", "every") else nn.Identity()
-    others: list[nn.Module] = []
-    for features in maps[1:-1]:
-        modules: list[nn.Module] = []
-        if spatial_attention != "none":
-            modules.append(
-                SpatialAttention(
-                    features,
-                    spatial_attention,
-                    max_keys=max_keys,
-                    gamma_init=gamma_init,
-                    sigmoid_scale=sigmoid_scale,
-                )
+    attentions: list[Callable[[int], nn.Module]] = []
+    if spatial_attention != "none":
+        attentions.append(
+            partial(
+                SpatialAttention,
+                mode=spatial_attention,
+                max_keys=max_keys,
+                gamma_init=gamma_init,
+                sigmoid_scale=sigmoid_scale,
             )
-        if channel_attention:
-            modules.append(ChannelAttention(features, separate_mlps=separate_mlps))
-        if attention_order == "channel_first":
-            modules.reverse()
-        if scale_attention == "every" or (scale_attention == "last" and features == maps[-2]):
-            modules.insert(0, ScaleFeatureAttention(features))
-        others.append(nn.Sequential(*modules))
+        )
+    if channel_attention:
+        attentions.append(partial(ChannelAttention, separate_mlps=separate_mlps))
+    if attention_order == "channel_first":
+        attentions.reverse()
+    first: nn.Module = ScaleFeatureAttention(width) if scale_attention in ("first", "every") else nn.Identity()
+    deeper = maps[1:-1]
+    scaled = {"last": deeper[-1:], "every": deeper}.get(scale_attention, [])
+    others = [_skip(features, features in scaled, attentions) for features in deeper]
     halves = variant == "paper5"
     return UShape(
         channels=channels,
@@ -93,6 +93,12 @@ def build_iaunet(
         last=_last_up(width, labels) if halves else head(width, labels),
         multiple=2**depth if halves else 2 ** (depth - 1),
     )
+
+
+def _skip(features: int, is_scaled: bool, attentions: Sequence[Callable[[int], nn.Module]]) -> nn.Sequential:
+    """What the features of a deeper stage pass on their way across: SFA or not, then the other attentions."""
+    scale = [ScaleFeatureAttention(features)] if is_scaled else []
+    return nn.Sequential(*scale, *(make(features) for make in attentions))
 
 
 def _check_choice(option: str, value: str, choices: object) -> None:

@@ -124,6 +124,7 @@ def test_a_training_that_fails_is_told_and_the_others_go_on(make_tables):
 
 def test_an_unknown_variant_is_answered_with_the_known_ones(make_tables):
     make_tables("--ablation", "none", code=2, says="variant 'none' is not known: choose among paper5, ")
+    make_tables("--ablation", "--folds", "1", code=2, says="on fold 0: leave out --networks and --folds")
 
 
 def test_results_that_cannot_be_written_are_named(make_tables, tmp_path):

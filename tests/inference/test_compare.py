@@ -20,6 +20,7 @@ from iaunet.inference.runs import Run, RunRecord, list_runs
 from iaunet.inference.scores import read_scores, score_masks, write_scores
 from iaunet.planners.folds import load_splits
 from iaunet.planners.plan import load_plan
+from iaunet.planners.recipes import find_recipe
 from iaunet.preprocessing.arrays import open_arrays
 from iaunet.preprocessing.command import main as prepare
 from iaunet.records import FieldError, to_json
@@ -220,6 +221,22 @@ def forge_labels(folder):
 
 
 # Files and choices --------------------------------------------------------------------------------------------------
+
+
+def test_pictures_of_runs_that_are_no_longer_compared_do_not_stay(folder, copy, tmp_path):
+    other = copy("other", recipe=find_recipe("paper"))
+    compare_quickly(folder)
+    old = folder.root / "comparison" / "chart_paper-random.png"
+    assert old.exists()
+    shutil.rmtree(other.root)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "chart_of_mine.png").touch()
+
+    compare_quickly(folder)
+    compare_quickly(folder, output=tmp_path / "mine")
+
+    assert not old.exists()
+    assert (tmp_path / "mine" / "chart_of_mine.png").exists()
 
 
 def test_runs_that_are_named_are_compared_once(folder, copy):

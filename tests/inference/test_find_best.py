@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 import pytest
 
-from iaunet.errors import PredictionError
+from iaunet.errors import PredictionError, WorkspaceError
 from iaunet.files import read_mask
 from iaunet.inference.best import BestFolder, find_chosen
 from iaunet.inference.find_best import find_best
@@ -105,6 +105,18 @@ def test_what_was_chosen_is_read_back_until_its_weights_change(folder, caplog):
     shutil.copyfile(other.summary_json, fold.summary_json)
     assert find_chosen(folder) is None
     assert f"was of other weights of {RUN}: run iaunet_find_best again" in caplog.text
+
+
+def test_a_choice_that_could_not_be_finished_does_not_leave_the_one_before_with_its_scores(folder):
+    find_best(folder)
+    scores = BestFolder.of(folder).root / "crossval.json"
+    scores.unlink()
+    scores.mkdir()  # in the way of what is written after scores.csv
+
+    with pytest.raises(WorkspaceError, match=r"crossval\.json cannot be written"):
+        find_best(folder)
+
+    assert find_chosen(folder) is None
 
 
 def test_nothing_is_chosen_before_the_command_was_run(folder):

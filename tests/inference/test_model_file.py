@@ -457,12 +457,19 @@ def test_a_picture_a_folder_and_nothing_at_all_are_refused(tmp_path, refused):
     refused(tmp_path / "absent.zip", "is no file: give a model's file")
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="this user may read everything")
-def test_a_file_that_may_not_be_read_is_told(model_zip, tmp_path, refused):
-    path = Path(shutil.copyfile(model_zip, tmp_path / "m.zip"))
-    path.chmod(0)
-
-    refused(path, "cannot be read .Permission denied.: mend its permissions")
+@pytest.mark.skipif(not hasattr(os, "seteuid"), reason="permissions work otherwise on this system")
+def test_a_file_that_may_not_be_read_is_told(model_zip, tmp_path, monkeypatch):
+    shutil.copyfile(model_zip, tmp_path / "m.zip")
+    (tmp_path / "m.zip").chmod(0)
+    tmp_path.chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    user = os.geteuid()
+    os.seteuid(user or 65534)  # root may read everything
+    try:
+        with pytest.raises(PredictionError, match=r"m\.zip cannot be read \(Permission denied\): mend its permissions"):
+            open_model(Path("m.zip"))
+    finally:
+        os.seteuid(user)
 
 
 def test_another_zip_is_refused(tmp_path, refused):
@@ -759,6 +766,13 @@ def test_a_strangers_network_runs_only_when_it_is_trusted(make_folder, make_plan
     )
     assert f"--network {name}" in model.card
     assert "its parameters were not counted" in model.card
+
+    def break_down(**sizes):
+        raise RuntimeError("a fault of the network's own")
+
+    monkeypatch.setattr(import_module("strange_networks"), "Strange", break_down)
+    with pytest.raises(RuntimeError, match="^a fault of the network's own$"):  # not taken for damage of the file
+        open_model(tmp_path / "m.zip", name)
 
 
 def test_a_strangers_network_is_imported_without_running_its_code(make_folder, make_plan, tmp_path, elsewhere):
