@@ -771,7 +771,7 @@ def test_a_strangers_network_runs_only_when_it_is_trusted(make_folder, make_plan
         raise RuntimeError("a fault of the network's own")
 
     monkeypatch.setattr(import_module("strange_networks"), "Strange", break_down)
-    with pytest.raises(RuntimeError, match="^a fault of the network's own$"):  # not taken for damage of the file
+    with pytest.raises(RuntimeError, match=r"^a fault of the network's own$"):  # not taken for damage of the file
         open_model(tmp_path / "m.zip", name)
 
 
