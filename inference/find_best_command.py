@@ -10,6 +10,7 @@ from iaunet.console import ALL_DONE, command_parser, run_command, terminating_li
 
 if TYPE_CHECKING:
     from iaunet.inference.find_best import Finding
+    from iaunet.inference.tuning import Tuning
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +24,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("dataset", metavar="DATASET", help="a name the workspace knows, or the raw data's folder")
     parser.add_argument("--split", metavar="NAME|FILE", help="the split whose runs are compared (default: the plan's)")
+    parser.add_argument(
+        "--incomplete",
+        action="store_true",
+        help="also compare runs that lack folds, all on the cases of the folds that every run has",
+    )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="decides the bootstrap")
     return parser
 
@@ -42,7 +48,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from iaunet.inference.find_best import find_best  # imports scipy and torch: after what fails quickly
 
     with terminating_like_interrupt():
-        finding = find_best(folder, arguments.split, arguments.seed)
+        finding = find_best(folder, arguments.split, arguments.seed, arguments.incomplete)
     for line in describe_finding(finding):
         logger.info("%s", line)
     logger.info("next       iaunet_predict -i FOLDER -o FOLDER -d %s", folder.name)
@@ -65,5 +71,31 @@ def describe_finding(finding: "Finding") -> list[str]:
         f"             because: {model.why}",
         f"masks      {finding.masks}",
         f"             because: {model.postprocessing_why}",
+        *_describe_tuning(finding.tuning),
         f"written    {finding.folder.root}",
     ]
+
+
+def _describe_tuning(tuning: "Tuning") -> list[str]:
+    """How far probabilities mean what they say, and whether bad masks can be told."""
+    lines = []
+    if tuning.calibration is not None:
+        before, after = tuning.calibration.before, tuning.calibration.after
+        values = [value for folds in tuning.calibration.temperatures.values() for value in folds.values()]
+        lines += [
+            f"calibrated temperatures {min(values):.2f} to {max(values):.2f}: ECE {before.ece:.4f} to {after.ece:.4f}, "
+            f"Brier {before.brier:.4f} to {after.brier:.4f}",
+            "             of single networks: the ensemble's own calibration cannot be measured by cross-validation",
+        ]
+    learnt = tuning.expected_dice
+    if learnt is not None and learnt.skipped:
+        lines += [f"flags      none: {learnt.skipped}"]
+    elif learnt is not None:
+        flagged = "none" if learnt.dice_flagged is None else f"{learnt.dice_flagged:.4f}"
+        lines += [
+            f"flags      expected Dice below {learnt.flag_below:.3f}: Dice {flagged} of {learnt.n_flagged} flagged cases, "
+            f"{learnt.dice_unflagged:.4f} of the others",
+            f"             expected and true Dice have a rank correlation of {learnt.rank_correlation:.2f} "
+            f"({learnt.low:.2f} to {learnt.high:.2f})",
+        ]
+    return lines

@@ -1,14 +1,16 @@
 """Masks for a folder of images: names, files, what was done before, and a table of what came of each."""
 
-import csv
-import io
+import contextlib
 import logging
 import re
+import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,9 +21,12 @@ from iaunet.dicom import is_dicom_file
 from iaunet.discovery import IMAGE_ENDINGS, list_images, natural_order
 from iaunet.errors import FileError, IaunetError, PredictionError
 from iaunet.files import is_image_file, write_png
+from iaunet.inference.audit import AuditLine, AuditLog, AuditSettings, appending, read_audit
 from iaunet.inference.dicom_seg import read_model, write_segmentation
+from iaunet.inference.familiar import Familiar
 from iaunet.inference.mosaic import Prediction
-from iaunet.inference.output import OVERLAYS, PROBABILITIES, RECORD, SEGMENTATIONS, TABLE
+from iaunet.inference.outcomes import Outcome, measure_mask, strips, write_outcomes
+from iaunet.inference.output import AUDIT, OVERLAYS, PROBABILITIES, RECORD, SEGMENTATIONS, TABLE, UNCERTAINTY
 from iaunet.inference.overlay import draw_stack_overlay
 from iaunet.inference.predictor import Predictor
 from iaunet.inference.runs import Run, choose_folds
@@ -31,6 +36,7 @@ from iaunet.planners.plan import Plan
 from iaunet.preprocessing.cases import CaseInput, prepare_case
 from iaunet.records import to_json
 from iaunet.stacks import (
+    Spacing,
     Stack,
     hash_files,
     is_volume,
@@ -40,41 +46,25 @@ from iaunet.stacks import (
     series_files,
     volume_labels,
 )
-from iaunet.storage import digest, read_json, remove_leftovers, write_json, write_text
+from iaunet.storage import digest, file_digest, read_json, remove_leftovers, write_json
 from iaunet.volumes import VolumeHeader, is_volume_file, write_probabilities
 from iaunet.workspace import locked
 
 logger = logging.getLogger(__name__)
-
-
-STRIP = 256
-"""Rows of a picture that are counted at once."""
-
-Label = TypeVar("Label", bound=np.generic)
 
 _CHANNEL = re.compile(r".+_(\d{4})", re.ASCII)
 
 
 @dataclass(frozen=True, kw_only=True)
 class FolderOptions:
-    """``overlay``, ``probabilities`` and ``dicom_seg`` write further files, the last for DICOM input; ``overwrite``
-    replaces masks of another model."""
+    """``overlay``, ``probabilities``, ``uncertainty`` and ``dicom_seg`` write further files, the last for DICOM input;
+    ``overwrite`` replaces masks of another model."""
 
     overlay: bool = False
     probabilities: bool = False
+    uncertainty: bool = False
     dicom_seg: bool = False
     overwrite: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """What came of one image: its mask's name and the pixels of each label, or the problem."""
-
-    image: str
-    mask: str
-    status: Literal["done", "kept", "failed"]
-    problem: str = ""
-    pixels: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -86,18 +76,24 @@ class InputCase:
     files: tuple[Path, ...]
 
 
-def describe_model(runs: Sequence[Run], folds: Sequence[str] | None, predictor: Predictor) -> dict[str, Any]:
-    """What masks depend on: the weights by hash, and the settings."""
+def describe_runs(runs: Sequence[Run], folds: Sequence[str] | None, predictor: Predictor) -> dict[str, Any]:
+    """What masks depend on: the weights of runs by hash, and the settings."""
     members = [
         {"run": run.name, "fold": folder.fold, "weights_sha256": folder.weights_digest()}
         for run in runs
         for folder in choose_folds(run, list(folds) if folds else None)
     ]
+    return describe_model(members, predictor)
+
+
+def describe_model(members: Sequence[Mapping[str, str]], predictor: Predictor) -> dict[str, Any]:
+    """What masks depend on: networks by run, fold and hash of their weights, and the settings."""
     plan = predictor.plan
     return {
         "dataset": plan.dataset,
-        "members": members,
+        "members": [*members],
         "mirroring": len(predictor.flips) > 1,
+        "temperatures": list(predictor.ensemble.temperatures),
         "thresholds": list(plan.inference.thresholds),
         "cleaning": to_json(predictor.cleaning),
         "labels": dict(zip(plan.value_names, plan.coding.written, strict=True)),
@@ -110,6 +106,7 @@ def predict_folder(
     inputs: Path,
     output: Path,
     options: FolderOptions,
+    familiar: Familiar | None = None,
 ) -> list[Outcome]:
     """Write a mask for every image of a folder.
 
@@ -117,8 +114,9 @@ def predict_folder(
         predictor: Predicts.
         model: See `describe_model`; masks of the same model that are there already are kept.
         inputs: A folder of images, searched to its depth, or one image.
-        output: Gets a mask for each, see `iaunet.masks.mask_ending`, predictions.csv and predictions.json.
+        output: Gets a mask for each, see `iaunet.masks.mask_ending`, predictions.csv, predictions.json and audit.jsonl.
         options: What else to write.
+        familiar: What the training images are like: others are flagged.
 
     Returns:
         An outcome for each image, by name. An image that cannot be read fails; the rest goes on.
@@ -129,7 +127,7 @@ def predict_folder(
     """
     root, found = list_inputs(inputs, output)
     cases = group_channels(root, found, predictor.plan.channel_files)
-    return predict_cases(predictor, model, cases, output, options)
+    return predict_cases(predictor, model, cases, output, options, familiar)
 
 
 def predict_cases(
@@ -138,29 +136,40 @@ def predict_cases(
     cases: Sequence[InputCase],
     output: Path,
     options: FolderOptions,
+    familiar: Familiar | None = None,
 ) -> list[Outcome]:
     """Write a mask for each of some images, see `predict_folder`."""
     names = mask_names(cases, [mask_ending(case.files[0], predictor.plan.slicing) for case in cases])
     jobs = dict(zip(cases, names, strict=True))
     with locked(output, "predicting"):
         _claim(output, model, names, options.overwrite)
-        work = _Work(predictor.plan, output, jobs, options, digest(model))
+        work = _Work(predictor, output, jobs, options, digest(model), familiar)
         for folder in {output, *(file.parent for case in cases for file in work.files(case))}:
             remove_leftovers(folder)
-        before = {} if options.overwrite else {case: work.find(case) for case in cases}
-        kept = {case: outcome for case, outcome in before.items() if outcome is not None}
-        outcomes = list(kept.values())
-        waiting = [case for case in cases if case not in kept]
-        stream = predict_stream(predictor, waiting, work.load, work.finish, options.probabilities)
-        for case, result in tqdm(stream, "predict", len(waiting), unit=" images", disable=None, leave=False):
-            if isinstance(result, FileError | PredictionError):
-                logger.warning("failed: %s: %s", case.name, result)
-                result = Outcome(image=case.name, mask="", status="failed", problem=str(result))
-            elif isinstance(result, IaunetError):
-                raise result
-            outcomes.append(result)
+        before = {} if options.overwrite else work.find(cases)
+        outcomes = list(before.values())
+        waiting = [case for case in cases if case not in before]
+        with appending(output / AUDIT) as audit:
+            for case, outcome in before.items():
+                work.record(audit, case, outcome)
+            stream = predict_stream(
+                predictor,
+                waiting,
+                work.load,
+                work.finish,
+                options.probabilities,
+                keep_uncertainty=options.uncertainty,
+            )
+            for case, result in tqdm(stream, "predict", len(waiting), unit=" images", disable=None, leave=False):
+                if isinstance(result, FileError | PredictionError):
+                    logger.warning("failed: %s: %s", case.name, result)
+                    result = Outcome(image=case.name, mask="", status="failed", problem=str(result))
+                elif isinstance(result, IaunetError):
+                    raise result
+                outcomes.append(result)
+                work.record(audit, case, result)
         outcomes.sort(key=lambda outcome: natural_order(outcome.image))
-        _write_table(output / TABLE, outcomes, predictor.plan.labels)
+        write_outcomes(output / TABLE, outcomes, predictor.plan.labels)
     return outcomes
 
 
@@ -224,18 +233,52 @@ def _channel_of(path: Path) -> int | None:
     return int(numbered[1]) if numbered else None
 
 
+@dataclass(eq=False)
+class _Loaded:
+    """What is known of an image between reading and writing: when reading began, and what was read."""
+
+    start: float
+    sha256: str = ""
+    spacing_mm: Spacing | None = None
+    differences: tuple[str, ...] = ()
+    seconds: float = 0.0
+
+
 @dataclass(frozen=True)
 class _Work:
     """Loads images and writes what was predicted; called from threads."""
 
-    plan: Plan
+    predictor: Predictor
     output: Path
     jobs: Mapping[InputCase, str]
     options: FolderOptions
     model: str
+    familiar: Familiar | None
+    loaded: dict[InputCase, _Loaded] = field(default_factory=dict)
+
+    @property
+    def plan(self) -> Plan:
+        """What the networks were trained with."""
+        return self.predictor.plan
+
+    @property
+    def settings(self) -> AuditSettings:
+        """What masks depend on beside the weights."""
+        return AuditSettings(
+            mirroring=len(self.predictor.flips) > 1,
+            temperatures=self.predictor.ensemble.temperatures,
+            thresholds=self.plan.inference.thresholds,
+            cleaning=self.predictor.cleaning,
+        )
 
     def load(self, case: InputCase) -> CaseInput:
-        return prepare_case(self._read(case), self.plan)
+        self.loaded[case] = loaded = _Loaded(time.perf_counter())
+        stack = self._read(case)
+        loaded.sha256, loaded.spacing_mm = stack.sha256, stack.spacing_mm
+        prepared = prepare_case(stack, self.plan)
+        if self.familiar is not None:
+            loaded.differences = tuple(self.familiar.differences(stack))
+        return prepared
 
     def _read(self, case: InputCase) -> Stack:
         expected = self.plan.channel_files
@@ -248,24 +291,45 @@ class _Work:
             )
         return read_stack(case.files, self.plan.slicing)
 
-    def find(self, case: InputCase) -> Outcome | None:
-        """What came of an image before, if all its files say that this model made them from it."""
+    def find(self, cases: Sequence[InputCase]) -> dict[InputCase, Outcome]:
+        """What came of images before, where all their files say that this model made them from them."""
+        told = {
+            (line.image, line.input_sha256): line
+            for line in read_audit(self.output / AUDIT)
+            if line.model == self.model and line.outcome != "failed"
+        }
+        found = ((case, self._find(case, told)) for case in cases)
+        return {case: outcome for case, outcome in found if outcome is not None}
+
+    def _find(self, case: InputCase, told: Mapping[tuple[str, str], AuditLine]) -> Outcome | None:
         files = self.files(case)
         if not files[0].exists():
             return None
+        start = time.perf_counter()
         try:
-            made_from = self._made_from(case)
-            if not all(_is_made_from(file, made_from) for file in files):
+            sha256 = hash_files(case.files)
+            if not all(_is_made_from(file, self._made_from(sha256)) for file in files):
                 return None
-            mask = read_mask_stack(files[0], Slicing(slice_axis=self.plan.slicing.slice_axis)).values
-            coding = self.plan.coding
-            pixels = count_pixels(map(coding.of_written.encode, _strips(mask)), coding.outputs)
+            mask = read_mask_stack(files[0], Slicing(slice_axis=self.plan.slicing.slice_axis))
         except FileError:
             return None
-        return self._outcome(case, "kept", pixels)
+        labels = np.empty(mask.values.shape, np.uint8)
+        for values, place in zip(strips(mask.values), strips(labels), strict=True):
+            place[...] = self.plan.coding.of_written.encode(values)
+        self.loaded[case] = _Loaded(start, sha256, seconds=time.perf_counter() - start)
+        line = told.get((case.name, sha256))
+        return Outcome(
+            image=case.name,
+            mask=self.jobs[case],
+            status="kept",
+            measures=measure_mask(labels, self.plan.coding.outputs, mask.spacing_mm),
+            expected_dice=line.expected_dice if line else None,
+            flag=line.flag if line else "",
+        )
 
     def finish(self, case: InputCase, prediction: Prediction) -> Outcome:
-        made_from = self._made_from(case)
+        loaded = self.loaded[case]
+        made_from = self._made_from(loaded.sha256)
         header = read_volume_header(case.files[0]) if is_volume(case.files[0]) else None
         labels = prediction.labels
         if self.options.overlay:
@@ -273,34 +337,89 @@ class _Work:
             write_png(self._overlay(case), picture, made_from)
         if prediction.probabilities is not None:
             for file, plane in zip(self._probabilities(case), prediction.probabilities, strict=True):
-                self._write_probabilities(file, plane, case, header, made_from)
+                self._write_map(file, plane, 1.0, case, header, made_from)
+        if prediction.uncertainty is not None:
+            self._write_map(self._uncertainty(case), prediction.uncertainty, 0.5, case, header, made_from)
         for file in self._segmentations(case):
             names = self.plan.value_names
             volume = volume_labels(labels, self.plan.slicing).astype(np.uint8)
             write_segmentation(file, volume, names, series_files(case.files[0]), digest(made_from))
-        pixels = count_pixels(_strips(labels), self.plan.coding.outputs)
+        measures = measure_mask(labels, self.plan.coding.outputs, loaded.spacing_mm)
         values = _to_values(self.plan.coding, labels)
         write_mask(self.output / self.jobs[case], values, self.plan.slicing, header, case.files, made_from)
-        return self._outcome(case, "done", pixels)
+        loaded.seconds = time.perf_counter() - loaded.start
+        expected = self.predictor.expect_dice(prediction)
+        return Outcome(
+            image=case.name,
+            mask=self.jobs[case],
+            status="done",
+            measures=measures,
+            expected_dice=expected,
+            flag=self._flag(expected, loaded.differences),
+        )
+
+    def record(self, audit: AuditLog, case: InputCase, outcome: Outcome) -> None:
+        """Add an image's line to the audit file."""
+        loaded = self.loaded.pop(case)
+        if not loaded.sha256:
+            with contextlib.suppress(FileError):
+                loaded.sha256 = hash_files(case.files)  # of what could not be read as an image
+        audit.add(
+            AuditLine(
+                time=datetime.now(UTC).isoformat(timespec="milliseconds"),
+                image=case.name,
+                input_sha256=loaded.sha256,
+                mask=outcome.mask,
+                output_sha256=file_digest(self.output / outcome.mask) if outcome.mask else "",
+                model=self.model,
+                iaunet=version("iaunet"),
+                settings=self.settings,
+                device=str(self.predictor.device),
+                seconds=round(loaded.seconds or time.perf_counter() - loaded.start, 4),
+                outcome=outcome.status,
+                problem=outcome.problem,
+                expected_dice=outcome.expected_dice,
+                flag=outcome.flag,
+            )
+        )
+
+    def _flag(self, expected: float | None, differences: Sequence[str]) -> str:
+        """Why somebody should look at a mask."""
+        judge = self.predictor.judge
+        reasons = (
+            [f"expected Dice {expected:.2f}"] if judge and expected is not None and expected < judge.flag_below else []
+        )
+        if differences:
+            reasons.append(f"unlike the training images: {', '.join(differences)}")
+        return "; ".join(reasons)
 
     def files(self, case: InputCase) -> list[Path]:
         """All that is written for an image, the mask first."""
         overlays = [self._overlay(case)] if self.options.overlay else []
-        probabilities = self._probabilities(case) if self.options.probabilities else []
-        return [self.output / self.jobs[case], *overlays, *probabilities, *self._segmentations(case)]
+        maps = self._probabilities(case) if self.options.probabilities else []
+        maps += [self._uncertainty(case)] if self.options.uncertainty else []
+        return [self.output / self.jobs[case], *overlays, *maps, *self._segmentations(case)]
 
-    def _write_probabilities(
-        self, file: Path, plane: NDArray[np.float32], case: InputCase, header: VolumeHeader | None, made_from: str
+    def _write_map(
+        self,
+        file: Path,
+        plane: NDArray[np.float32],
+        greatest: float,
+        case: InputCase,
+        header: VolumeHeader | None,
+        made_from: str,
     ) -> None:
+        """Write numbers from 0 to ``greatest``: as 0 to 65535 in 16-bit PNG or TIFF, float32 as they are in volumes."""
         if header is not None:
             like = case.files[0] if is_volume_file(case.files[0]) else header
             write_probabilities(file, volume_labels(plane, self.plan.slicing), like, made_from)
         else:
-            write_mask(file, np.rint(plane * 65535).astype(np.uint16), self.plan.slicing, None, case.files, made_from)
+            levels = np.rint(plane * (65535 / greatest)).astype(np.uint16)
+            write_mask(file, levels, self.plan.slicing, None, case.files, made_from)
 
-    def _made_from(self, case: InputCase) -> str:
+    def _made_from(self, sha256: str) -> str:
         """Names the image's bytes and the model."""
-        return f"{hash_files(case.files)} {self.model}"
+        return f"{sha256} {self.model}"
 
     def _segmentations(self, case: InputCase) -> list[Path]:
         """The DICOM segmentation of a DICOM image, if it is wished."""
@@ -314,23 +433,15 @@ class _Work:
         return mask.with_name(f"{image_stem(mask)}.png")
 
     def _probabilities(self, case: InputCase) -> list[Path]:
-        """A file an output: 16-bit PNG or TIFF, 0 for impossible and 65535 for certain; float32 for volumes."""
+        """A file an output."""
         mask = self.output / PROBABILITIES / self.jobs[case]
         labels = self.plan.labels
         if len(labels) == 1:
             return [mask]
         return [mask.with_name(f"{image_stem(mask)}_{label}{path_ending(mask)}") for label in labels]
 
-    def _outcome(self, case: InputCase, status: Literal["done", "kept"], pixels: tuple[int, ...]) -> Outcome:
-        return Outcome(image=case.name, mask=self.jobs[case], status=status, pixels=pixels)
-
-
-def count_pixels(labels: Iterable[NDArray[np.uint8]], outputs: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
-    """The pixels, or voxels, of each output, a label or the union of several, in all arrays of labels together."""
-    counts = np.zeros(256, np.int64)
-    for part in labels:
-        counts += np.bincount(part.ravel(), minlength=256)
-    return tuple(int(counts[list(output)].sum()) for output in outputs)
+    def _uncertainty(self, case: InputCase) -> Path:
+        return self.output / UNCERTAINTY / self.jobs[case]
 
 
 def _is_made_from(file: Path, made_from: str) -> bool:
@@ -342,16 +453,9 @@ def _to_values(coding: MaskCoding, labels: NDArray[np.uint8]) -> NDArray[np.inte
     """The values of labels [S, H, W], where they fit in the place of these: a large mask is not held twice."""
     if max(coding.written) > np.iinfo(np.uint8).max:
         return coding.decode(labels)
-    for strip in _strips(labels):
+    for strip in strips(labels):
         strip[...] = coding.decode(strip)
     return labels
-
-
-def _strips(slices: NDArray[Label]) -> Iterator[NDArray[Label]]:
-    """The slices [S, H, W] in strips of rows: numpy counts and looks up with 8 bytes a pixel."""
-    for picture in slices:
-        for top in range(0, len(picture), STRIP):
-            yield picture[top : top + STRIP]
 
 
 def _claim(output: Path, model: Mapping[str, Any], names: Sequence[str], overwrite: bool) -> None:
@@ -372,13 +476,3 @@ def _claim(output: Path, model: Mapping[str, Any], names: Sequence[str], overwri
             f"{output / strangers[0]} is there and no prediction made it: use --overwrite, or another folder"
         )
     write_json(record, {**model, "digest": digest(model)})
-
-
-def _write_table(path: Path, outcomes: Sequence[Outcome], labels: Sequence[str]) -> None:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["image", "mask", "status", "problem", *(f"{label}_pixels" for label in labels)])
-    for outcome in outcomes:
-        blanks = [""] * (len(labels) - len(outcome.pixels))
-        writer.writerow([outcome.image, outcome.mask, outcome.status, outcome.problem, *outcome.pixels, *blanks])
-    write_text(path, text.getvalue())

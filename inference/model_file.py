@@ -19,6 +19,7 @@ from iaunet.dataset import Dataset, Source
 from iaunet.errors import IaunetError, PredictionError, WorkspaceError
 from iaunet.inference.best import AGAIN as CHOOSE_AGAIN
 from iaunet.inference.best import CROSSVAL, BestFolder, BestModel, Member, find_chosen
+from iaunet.inference.familiar import FAMILIAR, find_familiar
 from iaunet.inference.model_card import write_card
 from iaunet.inference.model_manifest import (
     CARD,
@@ -38,6 +39,7 @@ from iaunet.inference.model_manifest import (
 )
 from iaunet.inference.postprocessing import NO_CLEANING, Postprocessing
 from iaunet.inference.runs import FoldFolder, Run, RunRecord, choose_folds, choose_runs
+from iaunet.inference.tuning import MemberName, Tuning
 from iaunet.planners.fingerprint import Fingerprint
 from iaunet.planners.plan import Plan, build_planned_network, parse_plan, save_plan
 from iaunet.records import FieldError, from_json, load_record, to_json
@@ -47,8 +49,6 @@ from iaunet.workspace import DatasetFolder, Workspace, is_dataset_name, locked
 if TYPE_CHECKING:
     import torch
     from torch import nn
-
-    from iaunet.inference.predictor import Predictor
 
 MOST_FILES = 10_000
 MOST_BYTES = 64 << 30
@@ -91,20 +91,18 @@ class Model:
         return self.plans[self.members[0].run]
 
     @property
-    def postprocessing(self) -> Postprocessing | None:
-        """How its masks are postprocessed."""
-        return self.facts.postprocessing
+    def tuning(self) -> Tuning:
+        """What was learnt of it out of fold."""
+        return self.facts.tuning
+
+    @property
+    def member_names(self) -> list[MemberName]:
+        """The run and fold of each network."""
+        return [(member.run, member.fold) for member in self.members]
 
     def first_only(self) -> "Model":
         """The same with one network."""
         return replace(self, members=self.members[:1], networks=self.networks[:1])
-
-
-def describe_model_file(model: Model, predictor: "Predictor") -> dict[str, Any]:
-    """What masks depend on, as `iaunet.inference.folder.describe_model` says it of the runs the model was made of."""
-    from iaunet.inference.folder import describe_model
-
-    return describe_model((), None, predictor) | {"members": to_json(model.members)}
 
 
 def export_model(
@@ -197,12 +195,12 @@ def _collect(
     """The manifest, and what its files hold: bytes, or a file to copy."""
     choice = find_chosen(folder)
     runs = choose_runs(folder, wished_runs or (choice.runs if choice else None))
-    chosen = choice if choice and [run.name for run in runs] == choice.runs else None
+    chosen = choice.tuning if choice and [run.name for run in runs] == choice.runs else Tuning()
     plans = {run.name: run.record.plan for run in runs}
     _require_one_input(plans)
     folds = {run.name: _in_order(choose_folds(run, wished_folds)) for run in runs}
     described = tuple(_describe_run(run, folds[run.name]) for run in runs)
-    best = _narrowed(BestFolder.of(folder).read()[0], described) if chosen else None
+    best = _narrowed(BestFolder.of(folder).read()[0], described) if chosen.postprocessing else None
     scores = ModelScoreFile(scores=tuple(_scores(folder, runs, described, best)))
     plan = plans[runs[0].name]
     facts = ModelFacts(
@@ -210,7 +208,10 @@ def _collect(
         dataset=plan.dataset,
         fingerprint=plan.fingerprint,
         runs=described,
-        postprocessing=chosen.postprocessing if chosen else None,
+        postprocessing=chosen.postprocessing,
+        calibration=chosen.calibration,
+        expected_dice=chosen.expected_dice,
+        familiar=find_familiar(folder, plan),
         chosen=best,
         data=_data(folder, plan),
         scores=tuple(map(ScoreNote.about, scores.scores)),
@@ -571,6 +572,8 @@ def _unpack(archive: _Archive, staged: DatasetFolder, folder: DatasetFolder) -> 
         if of_run := scores.get(("run", run.name, "")):
             crossval = {"run": run.name, "weights_sha256": run.held_out_sha256, **_scored(of_run, run)}
             write_json(target.crossval_json, crossval)
+    if facts.familiar is not None:
+        write_json(staged.root / FAMILIAR, to_json(facts.familiar))
     _unpack_choice(facts, plan, scores.get(("model", "", "")), staged, folder.name)
     dataset = Dataset(
         name=folder.name,
@@ -598,7 +601,7 @@ def _unpack_choice(facts: ModelFacts, plan: Plan, scores: ModelScores | None, st
     if facts.chosen is not None and facts.postprocessing is not None:
         if scores is not None:
             write_json(best.root / CROSSVAL, _scored(scores, facts.runs[0]))
-        best.write(replace(facts.chosen, dataset=name), facts.postprocessing)
+        best.write(replace(facts.chosen, dataset=name), facts.tuning)
     elif len(facts.runs) > 1:
         together = BestModel(
             dataset=name,
@@ -609,4 +612,5 @@ def _unpack_choice(facts: ModelFacts, plan: Plan, scores: ModelScores | None, st
             postprocessing_why="none was exported",
         )
         cleaning = (NO_CLEANING,) * len(plan.coding.written)
-        best.write(together, Postprocessing(thresholds=plan.inference.thresholds, cleaning=cleaning))
+        nothing = Postprocessing(thresholds=plan.inference.thresholds, cleaning=cleaning)
+        best.write(together, Tuning(postprocessing=nothing))

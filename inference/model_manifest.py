@@ -5,8 +5,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from iaunet.inference.best import BestModel, Member
+from iaunet.inference.calibration import Calibration
+from iaunet.inference.expected_dice import ExpectedDice
+from iaunet.inference.familiar import Familiar
 from iaunet.inference.postprocessing import Postprocessing
 from iaunet.inference.scores import ScoreSummary
+from iaunet.inference.tuning import Tuning
 from iaunet.metrics import METRICS
 from iaunet.records import require
 
@@ -150,7 +154,8 @@ class ModelFacts:
     """What there is to know about a model.
 
     ``iaunet`` is the version that wrote it, ``dataset`` and ``fingerprint`` name the data it was trained on.
-    ``chosen`` tells why ``iaunet_find_best`` chose its runs and postprocessing, None where it did not.
+    ``chosen`` tells why ``iaunet_find_best`` chose its runs and postprocessing, None where it did not;
+    ``calibration`` and ``expected_dice`` are what it learnt besides, ``familiar`` what images of the data are like.
     ``data`` is None where the data are not known any more. ``scores`` are those in crossval.json.
     """
 
@@ -159,6 +164,9 @@ class ModelFacts:
     fingerprint: str
     runs: tuple[ModelRun, ...]
     postprocessing: Postprocessing | None
+    calibration: Calibration | None = None
+    expected_dice: ExpectedDice | None = None
+    familiar: Familiar | None = None
     chosen: BestModel | None
     data: ModelData | None
     scores: tuple[ScoreNote, ...]
@@ -171,6 +179,13 @@ class ModelFacts:
             require(self.chosen.members == members, "chosen.members", "not the model's", "the model's runs and weights")
         both = (self.chosen is None) == (self.postprocessing is None)
         require(both, "postprocessing", self.postprocessing, "it together with the reason for it, chosen")
+
+    @property
+    def tuning(self) -> Tuning:
+        """What is used when images are predicted."""
+        return Tuning(
+            postprocessing=self.postprocessing, calibration=self.calibration, expected_dice=self.expected_dice
+        )
 
     @property
     def members(self) -> tuple[ModelMember, ...]:

@@ -23,15 +23,37 @@ PIXELS_AT_ONCE = 1 << 20
 
 
 @dataclass(frozen=True, eq=False)
+class RowPrediction:
+    """What networks say of a row.
+
+    Args:
+        probabilities: Their mean [outputs, h, w], float32 in [0, 1].
+        uncertainty: The standard deviation of the probabilities over networks and flips, the largest of all outputs,
+            [h, w] float32 in [0, 0.5]; None where it was not asked for.
+        statistics: Of each network [networks, outputs, S], see `iaunet.inference.expected_dice.STATISTICS`; None where
+            they were not asked for.
+    """
+
+    probabilities: NDArray[np.float32]
+    uncertainty: NDArray[np.float32] | None = None
+    statistics: NDArray[np.float64] | None = None
+
+
+@dataclass(frozen=True, eq=False)
 class Prediction:
     """A predicted case at its native size.
 
-    ``labels`` [slices, H, W] uint8 holds 0 for background and i + 1 for label i; ``probabilities`` [outputs, slices,
-    H, W] float32, or None where they were not asked for.
+    Args:
+        labels: [slices, H, W] uint8: 0 for background and i + 1 for label i.
+        probabilities: [outputs, slices, H, W] float32, None where they were not asked for.
+        uncertainty: [slices, H, W] float32, see `RowPrediction`.
+        statistics: [networks, outputs, S], of all rows together, see `RowPrediction`.
     """
 
     labels: NDArray[np.uint8]
-    probabilities: NDArray[np.float32] | None
+    probabilities: NDArray[np.float32] | None = None
+    uncertainty: NDArray[np.float32] | None = None
+    statistics: NDArray[np.float64] | None = None
 
 
 class Assembly:
@@ -42,6 +64,7 @@ class Assembly:
         plan: Decides labels.
         keep_probabilities: Whether the prediction has probabilities, which take 4 bytes a pixel and output.
         cleaning: What is done with each label's mask in the end, see `clean_labels`; nothing if it is empty.
+        keep_uncertainty: Whether the prediction has uncertainties, of which every row then brings its own.
     """
 
     def __init__(
@@ -50,6 +73,7 @@ class Assembly:
         plan: Plan,
         keep_probabilities: bool = False,
         cleaning: Sequence[LabelCleaning] = (),
+        keep_uncertainty: bool = False,
     ) -> None:
         self._plan = plan
         self._places = case.places
@@ -58,6 +82,8 @@ class Assembly:
         self._labels = np.zeros(case.shape, np.uint8)
         n_outputs = len(plan.labels)
         self._probabilities = np.zeros((n_outputs, *case.shape), np.float32) if keep_probabilities else None
+        self._uncertainty = np.zeros(case.shape, np.float32) if keep_uncertainty else None
+        self._statistics: NDArray[np.float64] | None = None
         self._picture: _Mosaic | None = None
 
     @property
@@ -74,28 +100,38 @@ class Assembly:
         """
         if not self.is_complete:
             raise ValueError(f"{len(self._places) - self._n_added} rows of the case are missing")
-        return Prediction(clean_labels(self._labels, self._cleaning), self._probabilities)
+        labels = clean_labels(self._labels, self._cleaning)
+        return Prediction(labels, self._probabilities, self._uncertainty, self._statistics)
 
-    def add(self, probabilities: NDArray[np.float32]) -> None:
-        """Add the probabilities [outputs, *input_size] of the next row; rows come in the order of their places."""
+    def add(self, row: RowPrediction) -> None:
+        """Add the next row; rows come in the order of their places."""
         place = self._places[self._n_added]
         self._n_added += 1
+        if row.statistics is not None:
+            self._statistics = row.statistics + (0 if self._statistics is None else self._statistics)
+        maps = row.probabilities
+        if self._uncertainty is not None:
+            assert row.uncertainty is not None  # asked for with every row or with none
+            maps = np.concatenate([maps, row.uncertainty[None]])
         if place.geometry.is_whole:
-            self._keep(place.slice, 0, place.geometry.restore(probabilities))
+            self._keep(place.slice, 0, place.geometry.restore(maps))
             return
         if self._picture is None:
-            self._picture = _Mosaic(place.geometry, len(probabilities))
-        for top, rows in self._picture.add(place.geometry, probabilities):
+            self._picture = _Mosaic(place.geometry, len(maps))
+        for top, rows in self._picture.add(place.geometry, maps):
             self._keep(place.slice, top, rows)
         if self._picture.is_complete:
             self._picture = None
 
     def _keep(self, number: int, top: int, rows: NDArray[np.float32]) -> None:
-        """Keep finished rows of pixels [outputs, n, W] of a slice from ``top`` on."""
+        """Keep finished rows of pixels [maps, n, W] of a slice from ``top`` on."""
         bottom = top + rows.shape[1]
-        self._labels[number, top:bottom] = self._plan.decide(rows)
+        probabilities = rows[: len(self._plan.labels)]
+        self._labels[number, top:bottom] = self._plan.decide(probabilities)
         if self._probabilities is not None:
-            self._probabilities[:, number, top:bottom] = rows
+            self._probabilities[:, number, top:bottom] = probabilities
+        if self._uncertainty is not None:
+            self._uncertainty[number, top:bottom] = rows[-1]
 
 
 class _Mosaic:

@@ -1,22 +1,26 @@
 """What each case's own held-out network said of its rows: kept as logits, so that decisions can be made anew."""
 
-from collections.abc import Sequence
+import csv
+import io
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from iaunet.errors import PredictionError
-from iaunet.storage import make_folder, naming_disk_faults
+from iaunet.storage import make_folder, naming_disk_faults, read_text, write_text
 
 LARGEST_LOGIT = 16.0
 """Probabilities nearer to 0 or 1 than 1e-7 are cut; float16 holds smaller logits to one part in 2000."""
 
+LOWEST_PROBABILITY = 1 / (1 + math.exp(LARGEST_LOGIT))
+
 
 def logit(probabilities: NDArray[np.float32]) -> NDArray[np.float32]:
     """log(p / (1 - p)) of probabilities of any shape, within +-`LARGEST_LOGIT`."""
-    lowest = 1 / (1 + np.exp(LARGEST_LOGIT))
-    p = np.clip(probabilities.astype(np.float64), lowest, 1 - lowest)
+    p = np.clip(probabilities.astype(np.float64), LOWEST_PROBABILITY, 1 - LOWEST_PROBABILITY)
     return np.log(p / (1 - p)).astype(np.float32)
 
 
@@ -69,3 +73,31 @@ def read_logits(folder: Path, case: str) -> NDArray[np.float16]:
             f"{path} cannot be read ({fault}): run iaunet_train with --val_only for this fold"
         ) from fault
     return logits
+
+
+def write_disagreement(path: Path, disagreement: Mapping[str, NDArray[np.float64]], labels: Sequence[str]) -> None:
+    """Write by case how far the flips of each output were from their mean, added up over pixels: [outputs].
+
+    Raises:
+        WorkspaceError: The disk is full.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["name", *labels])
+    writer.writerows([name, *(f"{value:.6g}" for value in values)] for name, values in disagreement.items())
+    write_text(path, text.getvalue())
+
+
+def read_disagreement(path: Path) -> dict[str, NDArray[np.float64]]:
+    """What `write_disagreement` wrote.
+
+    Raises:
+        PredictionError: The file is missing or holds something else.
+    """
+    mend = "run iaunet_train with --val_only for this fold"
+    rows = csv.reader(io.StringIO(read_text(path, PredictionError, mend), newline=""))
+    try:
+        _, *labels = next(rows)
+        return {name: np.array(list(map(float, values)), np.float64).reshape(len(labels)) for name, *values in rows}
+    except (ValueError, StopIteration) as fault:
+        raise PredictionError(f"{path} holds no numbers of cases in line {rows.line_num}: {mend}") from fault

@@ -1,4 +1,4 @@
 """What a folder of predictions holds besides its masks."""
 
-RECORD, TABLE = "predictions.json", "predictions.csv"
-OVERLAYS, PROBABILITIES, SEGMENTATIONS = "overlays", "probabilities", "dicom_seg"
+RECORD, TABLE, AUDIT = "predictions.json", "predictions.csv", "audit.jsonl"
+OVERLAYS, PROBABILITIES, UNCERTAINTY, SEGMENTATIONS = "overlays", "probabilities", "uncertainty", "dicom_seg"

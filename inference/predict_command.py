@@ -5,6 +5,7 @@ import logging
 import os
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,9 +20,10 @@ from iaunet.console import (
 from iaunet.errors import PredictionError
 
 if TYPE_CHECKING:
-    from iaunet.inference.folder import Outcome
-    from iaunet.inference.postprocessing import Postprocessing
+    from iaunet.inference.familiar import Familiar
+    from iaunet.inference.outcomes import Outcome
     from iaunet.inference.predictor import Predictor
+    from iaunet.inference.tuning import Tuning
     from iaunet.planners.plan import Plan
     from iaunet.preprocessing.held_out import HeldOut
     from iaunet.workspace import DatasetFolder
@@ -51,6 +53,12 @@ def build_parser() -> argparse.ArgumentParser:
         "--probabilities", action="store_true", help="also write probabilities: 16-bit PNG, float32 for volumes"
     )
     parser.add_argument(
+        "--uncertainty",
+        action="store_true",
+        help="also write where folds and flips disagree: the standard deviation of their probabilities, 0 to 0.5 as "
+        "16-bit PNG, float32 for volumes",
+    )
+    parser.add_argument(
         "--dicom_seg", action="store_true", help="also write DICOM segmentations of DICOM images (iaunet[dicom])"
     )
     parser.add_argument(
@@ -78,33 +86,31 @@ def _run(arguments: argparse.Namespace) -> int:
 
     from iaunet.inference.folder import FolderOptions, list_inputs, predict_cases, predict_folder
     from iaunet.inference.held_out import input_cases, load_held_out, require_usable
-    from iaunet.inference.postprocessing import describe_postprocessing
 
     held_out = load_held_out(folder) if folder and arguments.test else None
     if held_out is None:
         list_inputs(arguments.input, arguments.output)  # so that a wrong path is told before the networks are loaded
     mirroring = False if arguments.no_mirroring or arguments.fast else None
-    load = _from_file(arguments, mirroring) if folder is None else _from_runs(arguments, folder, mirroring)
-    predictor, model, postprocessing = load
+    loaded = _from_file(arguments, mirroring) if folder is None else _from_runs(arguments, folder, mirroring)
+    predictor, model = loaded.predictor, loaded.description
     if held_out is not None and folder is not None:
         require_usable(held_out, predictor.plan, folder)
-    for member in model["members"]:
-        logger.info("model      run %s, fold %s", member["run"], member["fold"])
-    if postprocessing is not None:
-        masks = describe_postprocessing(postprocessing, predictor.plan)
-        logger.info("masks      %s, as iaunet_find_best chose", masks)
+    for line in _describe(loaded):
+        logger.info("%s", line)
     options = FolderOptions(
         overlay=arguments.overlay,
         probabilities=arguments.probabilities,
+        uncertainty=arguments.uncertainty,
         dicom_seg=arguments.dicom_seg,
         overwrite=arguments.overwrite,
     )
     start = time.perf_counter()
     with terminating_like_interrupt():
         if held_out is None:
-            outcomes = predict_folder(predictor, model, arguments.input, arguments.output, options)
+            outcomes = predict_folder(predictor, model, arguments.input, arguments.output, options, loaded.familiar)
         else:
-            outcomes = predict_cases(predictor, model, input_cases(held_out), arguments.output, options)
+            cases = input_cases(held_out)
+            outcomes = predict_cases(predictor, model, cases, arguments.output, options, loaded.familiar)
     seconds = time.perf_counter() - start
     count = {status: sum(outcome.status == status for outcome in outcomes) for status in ("done", "kept", "failed")}
     logger.info(
@@ -116,6 +122,9 @@ def _run(arguments: argparse.Namespace) -> int:
         count["failed"],
         arguments.output,
     )
+    flagged = sum(bool(outcome.flag) for outcome in outcomes)
+    if flagged:
+        logger.info("flags      %d images to look at, see the column flag of predictions.csv", flagged)
     if held_out is not None and folder is not None:
         _score(held_out, predictor.plan, folder, arguments.output, outcomes)
     if count["failed"]:
@@ -123,7 +132,30 @@ def _run(arguments: argparse.Namespace) -> int:
     return ALL_DONE
 
 
-_Loaded = tuple["Predictor", dict[str, Any], "Postprocessing | None"]
+@dataclass(frozen=True)
+class _Loaded:
+    """A predictor, the digestible description of it, what was learnt of it, and what its training images are like."""
+
+    predictor: "Predictor"
+    description: dict[str, Any]
+    tuning: "Tuning"
+    familiar: "Familiar | None"
+
+
+def _describe(loaded: _Loaded) -> list[str]:
+    """The networks, and what is done with what they say."""
+    from iaunet.inference.postprocessing import describe_postprocessing
+
+    predictor, tuning = loaded.predictor, loaded.tuning
+    lines = [f"model      run {member['run']}, fold {member['fold']}" for member in loaded.description["members"]]
+    if tuning.postprocessing is not None:
+        masks = describe_postprocessing(tuning.postprocessing, predictor.plan)
+        lines.append(f"masks      {masks}, as iaunet_find_best chose")
+    learnt = tuning.expected_dice
+    if learnt is not None and predictor.judge is None:
+        why = learnt.skipped or "it was learnt of other networks or with other mirroring than predict now"
+        lines.append(f"note       no expected Dice: {why}")
+    return lines
 
 
 def _find_dataset(arguments: argparse.Namespace) -> "DatasetFolder":
@@ -134,36 +166,44 @@ def _find_dataset(arguments: argparse.Namespace) -> "DatasetFolder":
 
 
 def _from_runs(arguments: argparse.Namespace, folder: "DatasetFolder", mirroring: bool | None) -> _Loaded:
-    """The predictor of a data set's runs, what describes it, and its postprocessing."""
+    """The predictor of a data set's runs."""
     from iaunet.inference.best import find_chosen
-    from iaunet.inference.folder import describe_model
+    from iaunet.inference.familiar import find_familiar
+    from iaunet.inference.folder import describe_runs
     from iaunet.inference.predictor import Predictor
     from iaunet.inference.runs import choose_folds, choose_runs
+    from iaunet.inference.tuning import Tuning
 
     chosen = find_chosen(folder)
     runs = choose_runs(folder, arguments.run or (chosen.runs if chosen else None))
-    fits = chosen is not None and [run.name for run in runs] == chosen.runs and not arguments.no_postprocessing
-    postprocessing = chosen.postprocessing if chosen is not None and fits else None
+    tuning = chosen.tuning if chosen is not None and [run.name for run in runs] == chosen.runs else Tuning()
+    if arguments.no_postprocessing:
+        tuning = replace(tuning, postprocessing=None)
     folds = arguments.folds
     if arguments.fast:
         runs = runs[:1]
         folds = folds or [choose_folds(runs[0], None)[0].fold]
-    predictor = Predictor.from_runs(runs, folds, arguments.device, mirroring, arguments.network, postprocessing)
-    return predictor, describe_model(runs, folds, predictor), postprocessing
+    predictor = Predictor.from_runs(runs, folds, arguments.device, mirroring, arguments.network, tuning)
+    familiar = find_familiar(folder, predictor.plan)
+    return _Loaded(predictor, describe_runs(runs, folds, predictor), tuning, familiar)
 
 
 def _from_file(arguments: argparse.Namespace, mirroring: bool | None) -> _Loaded:
-    """The predictor of a model's file, what describes it, and its postprocessing."""
+    """The predictor of a model's file."""
     from iaunet.device import choose_device
-    from iaunet.inference.model_file import describe_model_file, open_model
+    from iaunet.inference.folder import describe_model
+    from iaunet.inference.model_file import open_model
     from iaunet.inference.predictor import Predictor
+    from iaunet.records import to_json
 
     model = open_model(arguments.model, arguments.network)
     if arguments.fast:
         model = model.first_only()
-    postprocessing = None if arguments.no_postprocessing else model.postprocessing
-    predictor = Predictor(model.plan, model.networks, choose_device(arguments.device), mirroring, postprocessing)
-    return predictor, describe_model_file(model, predictor), postprocessing
+    tuning = replace(model.tuning, postprocessing=None) if arguments.no_postprocessing else model.tuning
+    device = choose_device(arguments.device)
+    predictor = Predictor(model.plan, model.networks, device, mirroring, tuning, model.member_names)
+    description = describe_model(to_json(model.members), predictor)
+    return _Loaded(predictor, description, tuning, model.facts.familiar)
 
 
 def _score(

@@ -10,12 +10,15 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from iaunet.device import autocasting, choose_device, is_out_of_memory
+from iaunet.device import choose_device, is_out_of_memory
 from iaunet.errors import PredictionError
+from iaunet.inference.ensemble import FLIPS, Ensemble, mean_probabilities
+from iaunet.inference.expected_dice import measure_rows
 from iaunet.inference.model_file import open_model
-from iaunet.inference.mosaic import Assembly, Prediction
-from iaunet.inference.postprocessing import NO_CLEANING, Postprocessing
+from iaunet.inference.mosaic import Assembly, Prediction, RowPrediction
+from iaunet.inference.postprocessing import NO_CLEANING
 from iaunet.inference.runs import Run, choose_folds
+from iaunet.inference.tuning import Judge, MemberName, Tuning
 from iaunet.planners.plan import Plan, build_planned_network, with_thresholds
 from iaunet.preprocessing.cases import prepare_case
 from iaunet.stacks import Stack
@@ -24,8 +27,6 @@ from iaunet.weights import load_weights
 logger = logging.getLogger(__name__)
 
 BATCH_SIZES = {"cpu": 4, "cuda": 16, "mps": 8}
-FLIPS: tuple[tuple[int, ...], ...] = ((), (-1,), (-2,), (-2, -1))
-"""The axes flipped by mirroring: not at all, left-right, up-down, both."""
 
 
 class Predictor:
@@ -36,10 +37,11 @@ class Predictor:
         networks: At least one; put into evaluation mode and moved to ``device``.
         device: Where to run.
         mirroring: Average over the four flips; None for what the plan says.
-        postprocessing: Thresholds to use instead of the plan's, and how masks are cleaned; None for nothing of it.
+        tuning: What was learnt of the networks out of fold; None for nothing.
+        members: The run and fold of each network, by which ``tuning`` knows them; None where they are unknown.
 
     Raises:
-        ValueError: There is no network.
+        ValueError: There is no network, or the members are not one a network.
     """
 
     def __init__(
@@ -48,17 +50,25 @@ class Predictor:
         networks: Sequence[nn.Module],
         device: torch.device,
         mirroring: bool | None = None,
-        postprocessing: Postprocessing | None = None,
+        tuning: Tuning | None = None,
+        members: Sequence[MemberName] | None = None,
     ) -> None:
-        if not networks:
-            raise ValueError("a predictor needs at least one network")
-        self.plan = plan if postprocessing is None else with_thresholds(plan, postprocessing.thresholds)
-        cleaning = () if postprocessing is None else postprocessing.cleaning
+        tuning, members = tuning or Tuning(), members or [("", "")] * len(networks)
+        post = tuning.postprocessing
+        self.plan = plan if post is None else with_thresholds(plan, post.thresholds)
+        cleaning = () if post is None else post.cleaning
         self.cleaning = cleaning if any(steps != NO_CLEANING for steps in cleaning) else ()
         self.device = device
-        self.flips = FLIPS if (plan.inference.mirroring if mirroring is None else mirroring) else FLIPS[:1]
+        mirrors = plan.inference.mirroring if mirroring is None else mirroring
+        self.judge: Judge | None = tuning.judge(members, mirrors)
         self.batch_size = BATCH_SIZES.get(device.type, 4)
-        self.networks = [_ready(network, device) for network in networks]
+        ensemble = Ensemble(networks, FLIPS if mirrors else FLIPS[:1], tuning.temperatures(members))
+        self.ensemble = _ready(ensemble, device)
+
+    @property
+    def flips(self) -> tuple[tuple[int, ...], ...]:
+        """The axes of each pass of a network, see `iaunet.inference.ensemble.FLIPS`."""
+        return self.ensemble.flips
 
     @classmethod
     def from_runs(
@@ -68,7 +78,7 @@ class Predictor:
         device: str = "auto",
         mirroring: bool | None = None,
         trusted_network: str | None = None,
-        postprocessing: Postprocessing | None = None,
+        tuning: Tuning | None = None,
     ) -> "Predictor":
         """The ensemble of the finished folds of runs.
 
@@ -78,7 +88,7 @@ class Predictor:
             device: See `iaunet.device.choose_device`.
             mirroring: See the class.
             trusted_network: A stranger's network ``package.module:function`` whose code may be run.
-            postprocessing: See the class.
+            tuning: See the class.
 
         Raises:
             PredictionError: A fold is not finished, the runs do not take the same input, or a run's network is a
@@ -100,13 +110,14 @@ class Predictor:
                 raise PredictionError(
                     f"{run.name} and {runs[0].name} differ in labels, thresholds or mirroring: predict with one"
                 )
-        networks = []
+        networks, members = [], []
         for run in runs:
             for folder in choose_folds(run, list(folds) if folds else None):
                 network = build_planned_network(run.record.plan)
                 load_weights(folder.weights, network)
                 networks.append(network)
-        return cls(plan, networks, choose_device(device), mirroring, postprocessing)
+                members.append((run.name, folder.fold))
+        return cls(plan, networks, choose_device(device), mirroring, tuning, members)
 
     @classmethod
     def from_model(
@@ -116,7 +127,7 @@ class Predictor:
         mirroring: bool | None = None,
         trusted_network: str | None = None,
     ) -> "Predictor":
-        """The ensemble and postprocessing of a model's file, see `iaunet.inference.model_file.open_model`.
+        """The ensemble of a model's file and what was learnt of it, see `iaunet.inference.model_file.open_model`.
 
         Args:
             path: What ``iaunet_export_model`` wrote.
@@ -129,7 +140,7 @@ class Predictor:
                 trusted.
         """
         model = open_model(path, trusted_network)
-        return cls(model.plan, model.networks, choose_device(device), mirroring, model.postprocessing)
+        return cls(model.plan, model.networks, choose_device(device), mirroring, model.tuning, model.member_names)
 
     def predict(self, image: NDArray[np.generic]) -> NDArray[np.generic]:
         """Predict one image.
@@ -149,19 +160,27 @@ class Predictor:
         pixels = image[None] if image.ndim == 2 else np.moveaxis(image, 2, 0)
         return self.plan.coding.decode(self.predict_case(Stack(pixels[:, None])).labels[0])
 
-    def predict_case(self, stack: Stack, keep_probabilities: bool = False) -> Prediction:
+    def predict_case(
+        self, stack: Stack, keep_probabilities: bool = False, keep_uncertainty: bool = False
+    ) -> Prediction:
         """Predict a case as read from its files, see `iaunet.stacks.read_stack`.
 
         Raises:
             FileError: It does not fit the training images in channels or type.
         """
         case = prepare_case(stack, self.plan)
-        assembly = Assembly(case, self.plan, keep_probabilities, self.cleaning)
+        assembly = Assembly(case, self.plan, keep_probabilities, self.cleaning, keep_uncertainty)
         rows = case.rows()
         while batch := list(itertools.islice(rows, self.batch_size)):
-            for probabilities in self.predict_inputs(np.stack(batch)):
-                assembly.add(probabilities)
+            for row in self.predict_rows(np.stack(batch), keep_uncertainty):
+                assembly.add(row)
         return assembly.prediction
+
+    def expect_dice(self, prediction: Prediction) -> float | None:
+        """The Dice that the mask of a prediction is expected to have, None where that was not learnt."""
+        if self.judge is None or prediction.statistics is None:
+            return None
+        return self.judge.expect(prediction.statistics)
 
     def predict_inputs(self, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
         """The mean probabilities of the ensemble.
@@ -175,26 +194,51 @@ class Predictor:
         Raises:
             PredictionError: Memory does not suffice for a single image even on the CPU.
         """
+        return np.stack([row.probabilities for row in self.predict_rows(inputs)])
+
+    def predict_rows(
+        self, inputs: NDArray[np.float32], uncertainty: bool = False, measure: bool = False
+    ) -> list[RowPrediction]:
+        """What the ensemble says of rows.
+
+        Args:
+            inputs: [B, C, h, w], normalised.
+            uncertainty: Whether to tell where networks and flips disagree.
+            measure: Whether to tell the statistics of each network even if no expected Dice follows from them.
+
+        Raises:
+            PredictionError: Memory does not suffice for a single image even on the CPU.
+        """
         while True:
             try:
                 parts = torch.split(torch.from_numpy(inputs), self.batch_size)
-                return torch.cat([self._mean_probabilities(part) for part in parts]).numpy()
+                return [row for part in parts for row in self._predict(part, uncertainty, measure)]
             except RuntimeError as fault:
                 if not is_out_of_memory(fault):
                     raise
                 self._use_less_memory(fault)
 
     @torch.inference_mode()
-    def _mean_probabilities(self, inputs: torch.Tensor) -> torch.Tensor:
+    def _predict(self, inputs: torch.Tensor, uncertainty: bool, measure: bool) -> list[RowPrediction]:
         inputs = inputs.to(self.device).contiguous(memory_format=torch.channels_last)
-        total: torch.Tensor | float = 0.0
-        for network in self.networks:
-            for axes in self.flips:
-                with autocasting(self.device):
-                    logits = network(inputs.flip(axes) if axes else inputs)
-                total = total + logits.float().sigmoid().flip(axes)
-        mean = torch.as_tensor(total) / (len(self.networks) * len(self.flips))
-        return mean.cpu().contiguous()
+        members = list(self.ensemble.members(inputs))
+        mean = mean_probabilities([member.probabilities for member in members]).cpu().contiguous().numpy()
+        spread = statistics = None
+        if uncertainty:
+            passes = torch.stack([each for member in members for each in member.passes])
+            spread = passes.std(0, correction=0).amax(1).cpu().numpy()
+        if measure or self.judge is not None:
+            levels = self.plan.inference.thresholds
+            measured = [measure_rows(member.probabilities, member.disagreement, levels) for member in members]
+            statistics = torch.stack(measured, 1).cpu().numpy()
+        return [
+            RowPrediction(
+                probabilities,
+                None if spread is None else spread[number],
+                None if statistics is None else statistics[number],
+            )
+            for number, probabilities in enumerate(mean)
+        ]
 
     def _use_less_memory(self, fault: RuntimeError) -> None:
         """Halve the batch; with one image a batch, go to the CPU."""
@@ -203,12 +247,12 @@ class Predictor:
             logger.warning("memory ran out on %s: going on with batches of %d", self.device, self.batch_size)
         elif self.device.type != "cpu":
             self.device = torch.device("cpu")
-            self.networks = [_ready(network, self.device) for network in self.networks]
+            self.ensemble = _ready(self.ensemble, self.device)
             logger.warning("memory ran out on the GPU with one image: going on on the CPU")
         else:
             raise PredictionError("not enough memory for one image: close other programs") from fault
 
 
-def _ready(network: nn.Module, device: torch.device) -> nn.Module:
-    network = network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return network.eval()
+def _ready(ensemble: Ensemble, device: torch.device) -> Ensemble:
+    ensemble = ensemble.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return ensemble.eval()

@@ -93,6 +93,11 @@ class FoldFolder:
         return self.validation / "logits"
 
     @property
+    def disagreement_csv(self) -> Path:
+        """How far the flips of each held-out case disagree, see `iaunet.inference.out_of_fold`."""
+        return self.validation / "mirror_disagreement.csv"
+
+    @property
     def summary_json(self) -> Path:
         """Written last: its presence means that the fold is finished."""
         return self.root / "summary.json"

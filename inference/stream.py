@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from iaunet.errors import IaunetError
-from iaunet.inference.mosaic import Assembly, Prediction
+from iaunet.inference.mosaic import Assembly, Prediction, RowPrediction
 from iaunet.inference.predictor import Predictor
 from iaunet.preprocessing.cases import CaseInput
 
@@ -63,7 +63,9 @@ def predict_stream(
     load: Callable[[Item], CaseInput],
     finish: Callable[[Item, Prediction], Result],
     keep_probabilities: bool = False,
-    watch: Callable[[Item, NDArray[np.float32]], None] | None = None,
+    watch: Callable[[Item, RowPrediction], None] | None = None,
+    keep_uncertainty: bool = False,
+    measure: bool = False,
 ) -> Iterator[tuple[Item, Result | IaunetError]]:
     """Predict many cases.
 
@@ -73,8 +75,10 @@ def predict_stream(
         load: Makes the network's inputs of an item; called in threads.
         finish: Does with a prediction what is to be done, and returns what is to be told; called in threads.
         keep_probabilities: Whether ``finish`` needs the probabilities.
-        watch: Is given the probabilities [outputs, *input_size] of every row before ``finish`` is called, the rows of
-            a case in their order; called in threads.
+        watch: Is given what the networks say of every row before ``finish`` is called, the rows of a case in their
+            order; called in threads.
+        keep_uncertainty: Whether ``finish`` needs the uncertainty.
+        measure: Whether ``finish`` needs the statistics even if the predictor does not.
 
     Yields:
         Each item once with its result, or with the error that ``load`` or ``finish`` raised; the order may differ
@@ -85,7 +89,7 @@ def predict_stream(
     with ThreadPoolExecutor(THREADS) as decoders, ThreadPoolExecutor(THREADS) as encoders:
 
         def encode(
-            job: _Job[Item, Result], rows: Sequence[NDArray[np.float32]], before: "Future[object] | None"
+            job: _Job[Item, Result], rows: Sequence[RowPrediction], before: "Future[object] | None"
         ) -> Result | None:
             if before is not None:
                 before.result()
@@ -101,7 +105,8 @@ def predict_stream(
                     failed.append((item, loaded))
                     continue
                 case = loaded.case
-                job = _Job[Item, Result](item, Assembly(case, predictor.plan, keep_probabilities, predictor.cleaning))
+                assembly = Assembly(case, predictor.plan, keep_probabilities, predictor.cleaning, keep_uncertainty)
+                job = _Job[Item, Result](item, assembly)
                 yield job, loaded.first
                 for number in range(1, len(case.places)):
                     yield job, case.make(number)
@@ -109,12 +114,12 @@ def predict_stream(
         behind: deque[list[Future[Result | IaunetError | None]]] = deque()
         waiting = rows()
         while batch := list(itertools.islice(waiting, predictor.batch_size)):
-            probabilities = predictor.predict_inputs(np.stack([image for _, image in batch]))
+            said = predictor.predict_rows(np.stack([image for _, image in batch]), keep_uncertainty, measure)
             behind.append([])
-            for job, parts in itertools.groupby(zip(batch, probabilities, strict=True), lambda part: part[0][0]):
+            for job, parts in itertools.groupby(zip(batch, said, strict=True), lambda part: part[0][0]):
                 if job.last is None:
                     encoding.append(job)
-                part = [maps for _, maps in parts]
+                part = [row for _, row in parts]
                 job.last = encoders.submit(_attempt, encode, job, part, job.last)
                 behind[-1].append(job.last)
             if len(behind) > BATCHES_BEHIND:

@@ -3,6 +3,7 @@
 import logging
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,9 @@ from tqdm import tqdm
 from iaunet.dataset import Dataset
 from iaunet.errors import IaunetError, PredictionError
 from iaunet.files import write_png
-from iaunet.inference.mosaic import Prediction
-from iaunet.inference.out_of_fold import LogitWriter, logits_path
+from iaunet.inference.expected_dice import STATISTICS
+from iaunet.inference.mosaic import Prediction, RowPrediction
+from iaunet.inference.out_of_fold import LogitWriter, logits_path, write_disagreement
 from iaunet.inference.predictor import Predictor
 from iaunet.inference.runs import FoldFolder, Run
 from iaunet.inference.scores import (
@@ -46,8 +48,8 @@ def validate_fold(
 
     Args:
         predictor: With the fold's network.
-        folder: Gets ``validation/`` with masks, logits of rows, and scores, at native size and, where the plan
-            stretches pictures, at the network's; then summary.json.
+        folder: Gets ``validation/`` with masks, logits of rows, disagreement of flips, and scores, at native size and,
+            where the plan stretches pictures, at the network's; then summary.json.
         dataset: Knows the groups.
         arrays: The preprocessed inputs and true masks.
         names: The held-out cases.
@@ -60,9 +62,11 @@ def validate_fold(
     folder.summary_json.unlink(missing_ok=True)  # first, or a killed rerun would count as finished
     shutil.rmtree(folder.validation, ignore_errors=True)
     scored = _score_cases(predictor, folder, arrays, names)
-    scores = [scored[name][0] for name in names]
+    scores = [scored[name].native for name in names]
     write_scores(folder.scores_csv, scores)
-    at_input_size = [score for name in names if (score := scored[name][1])]
+    disagreement = {name: scored[name].disagreement for name in names}
+    write_disagreement(folder.disagreement_csv, disagreement, predictor.plan.labels)
+    at_input_size = [score for name in names if (score := scored[name].at_input_size)]
     if at_input_size:
         write_scores(folder.input_scores_csv, at_input_size)
     summary = summarise_scores(scores, _groups(dataset, names), unit=_distance_unit(arrays))
@@ -116,16 +120,25 @@ def _groups(dataset: Dataset, names: Iterable[str]) -> dict[str, str]:
     return {name: dataset.groups[name] for name in names if name in dataset.groups}
 
 
-def _score_cases(
-    predictor: Predictor, folder: FoldFolder, arrays: Arrays, names: Sequence[str]
-) -> dict[str, tuple[CaseScore, CaseScore | None]]:
-    """Predict cases and keep their masks; the scores of each at native size, and at the network's."""
+@dataclass(frozen=True, eq=False)
+class _Scored:
+    """The scores of a held-out case at native size, and where pictures are stretched at the network's; and how far the
+    flips of each output disagree."""
+
+    native: CaseScore
+    at_input_size: CaseScore | None
+    disagreement: NDArray[np.float64]
+
+
+def _score_cases(predictor: Predictor, folder: FoldFolder, arrays: Arrays, names: Sequence[str]) -> dict[str, _Scored]:
+    """Predict cases and keep their masks."""
     plan = predictor.plan
     in_mm = _distance_unit(arrays) == "mm"
     writers: dict[str, LogitWriter] = {}
     rows: dict[str, list[NDArray[np.uint8]]] = {}
 
-    def watch(name: str, probabilities: NDArray[np.float32]) -> None:
+    def watch(name: str, row: RowPrediction) -> None:
+        probabilities = row.probabilities
         if name not in writers:
             shape = arrays.cases[name].n_rows, *probabilities.shape
             writers[name] = LogitWriter(logits_path(folder.logits, name), shape)
@@ -133,20 +146,23 @@ def _score_cases(
         if plan.input_mode == "resize":
             rows.setdefault(name, []).append(plan.decide(probabilities))
 
-    def finish(name: str, prediction: Prediction) -> tuple[CaseScore, CaseScore | None]:
+    def finish(name: str, prediction: Prediction) -> _Scored:
         values = plan.coding.decode(prediction.labels)
         write_png(folder.validation / f"{name}.png", values.reshape(-1, values.shape[-1]))
         spacing_mm = arrays.cases[name].spacing_mm if in_mm else None
         outputs, truth = plan.coding.outputs, arrays.truth(name)
         del writers[name]
         native = score_masks(name, prediction.labels, truth, plan.labels, spacing_mm, outputs=outputs)
-        if plan.input_mode != "resize":
-            return native, None
-        true_rows = arrays.masks[arrays.cases[name].rows]
-        return native, score_masks(name, np.stack(rows.pop(name)), true_rows, plan.labels, outputs=outputs)
+        at_input_size = None
+        if plan.input_mode == "resize":
+            true_rows = arrays.masks[arrays.cases[name].rows]
+            at_input_size = score_masks(name, np.stack(rows.pop(name)), true_rows, plan.labels, outputs=outputs)
+        assert prediction.statistics is not None  # they were asked for
+        disagreement = prediction.statistics[0, :, STATISTICS.index("disagreement")]
+        return _Scored(native, at_input_size, disagreement)
 
     scores = {}
-    stream = predict_stream(predictor, names, arrays.case_input, finish, watch=watch)
+    stream = predict_stream(predictor, names, arrays.case_input, finish, watch=watch, measure=True)
     for name, result in tqdm(stream, "validate", len(names), unit=" cases", disable=None, leave=False):
         if isinstance(result, IaunetError):
             raise result

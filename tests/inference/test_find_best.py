@@ -96,9 +96,9 @@ def test_an_ensemble_is_chosen_where_it_is_better_by_more_than_chance(folder, ad
 def test_what_was_chosen_is_read_back_until_its_weights_change(folder, caplog):
     finding = find_best(folder)
 
-    assert BestFolder.of(folder).read() == (finding.model, finding.postprocessing)
+    assert BestFolder.of(folder).read() == (finding.model, finding.tuning)
     chosen = find_chosen(folder)
-    assert (chosen.runs, chosen.postprocessing) == ([RUN], finding.postprocessing)
+    assert (chosen.runs, chosen.tuning) == ([RUN], finding.tuning)
 
     other, fold = Run(folder.runs / RUN).fold("0"), Run(folder.runs / RUN).fold("1")
     shutil.copyfile(other.weights, fold.weights)
@@ -144,7 +144,7 @@ def test_cleaning_that_helps_is_kept_and_scored_as_other_folds_chose_it(folder, 
     finding = find_best(folder)
 
     assert finding.search.is_kept
-    [cleaning] = finding.postprocessing.cleaning
+    [cleaning] = finding.tuning.postprocessing.cleaning
     assert cleaning.smallest > 4 or cleaning.largest_only
     best = BestFolder.of(folder).root
     before = 1 - finding.search.dice_before
@@ -164,7 +164,7 @@ def test_prediction_uses_what_was_chosen_unless_told_not_to(folder, speckled, to
 
     shown = capsys.readouterr().out
     assert shown.count("as iaunet_find_best chose") == 1
-    [cleaning] = find_chosen(folder).postprocessing.cleaning
+    [cleaning] = find_chosen(folder).tuning.postprocessing.cleaning
     chosen = json.loads((tmp_path / "chosen" / "predictions.json").read_text())
     assert chosen["cleaning"][0]["smallest"] == cleaning.smallest
     for path in sorted((tmp_path / "chosen").glob("*.png")):
@@ -215,8 +215,31 @@ def test_without_a_whole_run_the_command_to_train_one_is_named(folder, trained, 
 
     assert capsys.readouterr().err == (
         f"error: no run of toy has every fold of the split random; {RUN}: lacks fold 0: "
-        "run iaunet_train toy cv --split random\n"
+        "run iaunet_train toy cv --split random, or give --incomplete\n"
     )
+
+    assert main(["toy", "--incomplete", "--workspace", str(trained)]) == 0
+    fold_of = {row.name: row.fold for row in BestFolder.of(folder).read_cases()}
+    assert {*fold_of.values()} == {1, 2}
+    assert find_chosen(folder).runs == [RUN]
+
+
+def test_incomplete_runs_are_compared_on_the_folds_that_all_have(folder, add_run):
+    add_run("perfect", lambda truth, probabilities, row: 0.05 + 0.9 * truth)
+    shutil.rmtree(folder.runs / "perfect" / "fold_2")
+
+    assert find_best(folder).left_out == {"perfect": "lacks fold 2"}
+    finding = find_best(folder, incomplete=True)
+
+    assert [member.run for member in finding.model.members] == ["perfect"]
+    assert [len(member.weights_sha256) for member in finding.model.members] == [2]
+    assert {row.fold for row in BestFolder.of(folder).read_cases()} == {0, 1}
+    assert find_chosen(folder).runs == ["perfect"]
+
+    shutil.rmtree(folder.runs / RUN / "fold_0")
+    shutil.rmtree(folder.runs / RUN / "fold_1")
+    with pytest.raises(PredictionError, match="have no fold in common: train one more"):
+        find_best(folder, incomplete=True)
 
 
 def test_logits_of_other_data_are_refused(folder):

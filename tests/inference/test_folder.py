@@ -3,6 +3,8 @@ import dataclasses
 import json
 import os
 import shutil
+from datetime import datetime
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +16,11 @@ from iaunet.dataset import MaskCoding
 from iaunet.discovery import natural_order
 from iaunet.errors import DatasetError, PredictionError, WorkspaceError
 from iaunet.files import read_image, read_mask
+from iaunet.inference.expected_dice import DiceModel, ExpectedDice
+from iaunet.inference.familiar import Familiar
 from iaunet.inference.folder import (
     FolderOptions,
-    count_pixels,
-    describe_model,
+    describe_runs,
     group_channels,
     list_inputs,
     mask_names,
@@ -26,8 +29,10 @@ from iaunet.inference.folder import (
 from iaunet.inference.overlay import draw_overlay
 from iaunet.inference.predictor import Predictor
 from iaunet.inference.runs import Run
+from iaunet.inference.tuning import Tuning
 from iaunet.planners.plan import InferencePlan
-from iaunet.stacks import Stack
+from iaunet.preprocessing.cases import prepare_case
+from iaunet.stacks import Stack, read_stack
 from iaunet.storage import file_digest
 from iaunet.workspace import DatasetFolder, locked
 
@@ -44,7 +49,7 @@ def predictor(run):
 
 @pytest.fixture(scope="module")
 def model(run, predictor):
-    return describe_model([run], ["0"], predictor)
+    return describe_runs([run], ["0"], predictor)
 
 
 @pytest.fixture
@@ -103,11 +108,20 @@ def test_the_table_counts_the_pixels_of_each_mask(predict, output):
     outcomes = predict()
 
     rows = table_of(output)
-    assert list(rows[0]) == ["image", "mask", "status", "problem", "foreground_pixels"]
+    assert [*rows[0]] == [
+        "image",
+        "mask",
+        "status",
+        "problem",
+        "foreground_pixels",
+        "foreground_components",
+        "expected_dice",
+        "flag",
+    ]
     assert [row["image"] for row in rows] == sorted(outcomes, key=natural_order)
     for row in rows:
         foreground = int((np.asarray(Image.open(output / row["mask"])) == 255).sum())
-        assert int(row["foreground_pixels"]) == foreground == outcomes[row["image"]].pixels[0] > 0
+        assert int(row["foreground_pixels"]) == foreground == outcomes[row["image"]].measures.pixels[0] > 0
         assert (row["status"], row["problem"]) == ("done", "")
 
 
@@ -166,14 +180,6 @@ def test_several_labels_have_a_map_of_probabilities_each_and_a_column_each(predi
     assert np.asarray(Image.open(output / "probabilities" / "case_00_tool.png"))[:, :31].max() < 500
     [row, *_] = table_of(output)
     assert (row["polyp_pixels"], row["tool_pixels"]) == ("2048", "2048")
-
-
-def test_pixels_are_counted_for_every_label_there_could_be():
-    parts = [np.array([[0, 1, 1], [3, 0, 0]], np.uint8), np.array([[1, 255]], np.uint8)]
-
-    assert count_pixels(parts, [(1,), (2,), (3,), (4,)]) == (3, 0, 1, 0)
-    assert count_pixels(parts, [(1, 2, 3), (2, 3)]) == (4, 1)
-    assert count_pixels([], [(1,)]) == (0,)
 
 
 def test_a_single_image_is_predicted_alone(predict, images, output):
@@ -360,7 +366,7 @@ def test_a_rerun_keeps_what_is_there_and_does_what_is_missing(predict, images, o
         "case_02.png": "done",
         "case_09.png": "done",
     }
-    assert {image: again[image].pixels for image in first} == {image: first[image].pixels for image in first}
+    assert {image: again[image].measures for image in first} == {image: first[image].measures for image in first}
     assert masks_in(output) == {**before, "case_09.png": before["case_00.png"]}
     assert all(path.stat().st_mtime_ns == time for path, time in times.items() if path.stem != "case_02")
     assert [row["status"] for row in table_of(output)].count("kept") == 4
@@ -428,7 +434,7 @@ def test_leftovers_of_a_killed_prediction_are_removed(predict, output, images):
 @pytest.fixture
 def other(run):
     predictor = Predictor.from_runs([run], ["1"], "cpu", mirroring=True)
-    return {"by": predictor, "described": describe_model([run], ["1"], predictor)}
+    return {"by": predictor, "described": describe_runs([run], ["1"], predictor)}
 
 
 def test_another_model_is_refused_without_overwrite_and_replaces_with_it(predict, output, other):
@@ -498,3 +504,95 @@ def test_files_beside_the_masks_stay(predict, output):
 
     assert (output / "notes.txt").read_text() == "mine"
     assert {*os.listdir(output)} >= {"notes.txt", "predictions.csv", "predictions.json"}  # noqa: PTH208
+
+
+def audit_of(output):
+    return [json.loads(line) for line in (output / "audit.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def test_every_image_has_a_line_in_the_audit_file_each_time_it_is_asked_for(predict, images, output):
+    (images / "case_01.png").write_bytes(b"no image")
+    predict()
+    predict()
+
+    lines = audit_of(output)
+    assert [line["outcome"] for line in lines].count("done") == 4
+    assert [line["outcome"] for line in lines].count("kept") == 4
+    failed = [line for line in lines if line["outcome"] == "failed"]
+    assert {line["image"] for line in failed} == {"case_01.png"}
+    assert len(failed) == 2
+    assert all(line["problem"] and not line["output_sha256"] for line in failed)
+    model = json.loads((output / "predictions.json").read_text())
+    for line in lines:
+        assert line["input_sha256"] == file_digest(images / line["image"])
+        if line["outcome"] != "failed":
+            assert line["output_sha256"] == file_digest(output / line["mask"])
+            assert line["seconds"] > 0
+        assert line["model"] == model["digest"]
+        assert line["settings"]["thresholds"] == [0.5]
+        assert (line["device"], line["iaunet"]) == ("cpu", version("iaunet"))
+        assert datetime.fromisoformat(line["time"]).tzinfo is not None
+
+
+def judged(predictor, flag_below):
+    """The predictor with a model of the Dice that expects the soft Dice."""
+    models = {"run": {"0": DiceModel(intercept=0.0, coefficients=(1.0, 0, 0, 0, 0))}}
+    learnt = ExpectedDice(flag_below=flag_below, models=models, mirroring=False)
+    networks = [*predictor.ensemble.networks]
+    return Predictor(predictor.plan, networks, predictor.device, False, Tuning(expected_dice=learnt), [("run", "0")])
+
+
+def test_an_expected_dice_is_told_flagged_and_remembered(predictor, model, images, output):
+    by = judged(predictor, flag_below=2.0)
+    first = predict_folder(by, model, images, output, FolderOptions())
+
+    for outcome in first:
+        assert 0.5 < outcome.expected_dice < 1
+        assert outcome.flag == f"expected Dice {outcome.expected_dice:.2f}"
+        prediction = by.predict_case(read_stack([images / outcome.image], predictor.plan.slicing), keep_probabilities=True)
+        assert outcome.expected_dice == pytest.approx(by.expect_dice(prediction))
+    again = predict_folder(by, model, images, output, FolderOptions())
+    assert [outcome.status for outcome in again] == ["kept"] * 5
+    assert [(o.expected_dice, o.flag) for o in again] == [(o.expected_dice, o.flag) for o in first]
+    assert [row["expected_dice"] for row in table_of(output)] == [f"{o.expected_dice:.4f}" for o in first]
+    assert {line["flag"] for line in audit_of(output)} == {outcome.flag for outcome in first}
+
+    sure = predict_folder(judged(predictor, 0.01), model, images, output, FolderOptions(overwrite=True))
+    assert {outcome.flag for outcome in sure} == {""}
+
+
+def test_an_image_unlike_the_training_images_is_flagged(predictor, model, images, output):
+    height, width = np.asarray(Image.open(images / "case_00.png")).shape[:2]
+    familiar = Familiar(channels=3, smallest=(height, width), largest=(height, width), means=((0, 255),) * 3)
+    Image.new("RGB", (width + 1, height)).save(images / "case_00.png")
+
+    outcomes = predict_folder(predictor, model, images, output, FolderOptions(), familiar)
+
+    assert [bool(outcome.flag) for outcome in outcomes] == [True, False, False, False, False]
+    expected = f"size {height} x {width + 1}, trained on {height} x {width}"
+    assert outcomes[0].flag == f"unlike the training images: {expected}"
+
+
+def test_uncertainty_is_the_spread_of_networks_and_flips_at_native_size(run, images, output):
+    predictor = Predictor.from_runs([run], ["0", "1"], "cpu", mirroring=True)
+    model = describe_runs([run], ["0", "1"], predictor)
+
+    predict_folder(predictor, model, images, output, FolderOptions(uncertainty=True))
+
+    path = images / "case_00.png"
+    written = np.asarray(Image.open(output / "uncertainty" / "case_00.png"))
+    assert written.dtype == np.uint16
+    assert written.shape == np.asarray(Image.open(path)).shape[:2]
+    case = prepare_case(read_stack([path], predictor.plan.slicing), predictor.plan)
+    [row] = case.rows()
+    inputs = torch.from_numpy(row)[None]
+    with torch.no_grad():
+        maps = [
+            network(inputs.flip(axes)).sigmoid().flip(axes)
+            for network in predictor.ensemble.networks
+            for axes in predictor.flips
+        ]
+    spread = np.std([each.numpy()[0, 0] for each in maps], axis=0)
+    native = case.places[0].geometry.restore(spread[None])[0]
+    np.testing.assert_allclose(written / 65535 / 2, native, atol=1e-4)
+    assert written.max() > 600

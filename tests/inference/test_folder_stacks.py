@@ -77,7 +77,7 @@ def test_a_volume_gets_its_mask_with_its_affine_to_the_bit(predict, folder, outp
 
     assert statuses(outcomes) == {"head.nii.gz": "done"}
     assert outcomes["head.nii.gz"].mask == "head.nii.gz"
-    assert outcomes["head.nii.gz"].pixels == ((array > 100).sum(),)
+    assert outcomes["head.nii.gz"].measures.pixels == ((array > 100).sum(),)
     image, mask = nib.load(folder / "head.nii.gz"), nib.load(output / "head.nii.gz")
     np.testing.assert_array_equal(np.asarray(mask.dataobj), np.where(array > 100, 255, 0))
     assert mask.get_data_dtype() == np.uint8
@@ -127,7 +127,7 @@ def test_masks_of_volumes_are_kept_by_the_next_run_and_made_again_once_the_volum
     again = predict(depth="float32")
 
     assert statuses(again) == {"a.nii.gz": "kept", "b.nii.gz": "done", "c.mha": "kept"}
-    assert again["a.nii.gz"].pixels == first["a.nii.gz"].pixels
+    assert again["a.nii.gz"].measures.pixels == first["a.nii.gz"].measures.pixels
     assert (output / "a.nii.gz").read_bytes() == before["a.nii.gz"]
     assert (output / "b.nii.gz").read_bytes() != before["b.nii.gz"]
     assert set(statuses(predict(depth="float32")).values()) == {"kept"}
@@ -266,7 +266,7 @@ def test_a_stack_whose_pages_are_named_by_the_plan_in_another_order_is_kept(pred
     again = predict(**wishes)
 
     assert statuses(again) == {"stack.tif": "kept"}
-    assert again["stack.tif"].pixels == first["stack.tif"].pixels
+    assert again["stack.tif"].measures.pixels == first["stack.tif"].measures.pixels
 
 
 def test_a_tiff_of_one_page_gets_a_png(predict, folder, output):
@@ -369,9 +369,9 @@ def test_regions_have_probabilities_each_and_the_mask_has_the_values_they_paint(
     outcomes = predict(labels=("whole",), coding=coding, options=["probabilities"])
 
     np.testing.assert_array_equal(np.asarray(Image.open(output / "a.png")), np.where(pixels > 100, 4, 0))
-    assert outcomes["a.png"].pixels == ((pixels > 100).sum(),)
+    assert outcomes["a.png"].measures.pixels == ((pixels > 100).sum(),)
     again = predict(labels=("whole",), coding=coding, options=["probabilities"])
-    assert (again["a.png"].status, again["a.png"].pixels) == ("kept", outcomes["a.png"].pixels)
+    assert (again["a.png"].status, again["a.png"].measures.pixels) == ("kept", outcomes["a.png"].measures.pixels)
 
 
 def test_a_large_image_takes_the_memory_of_its_mask_once_and_that_of_a_few_bands(predict, folder, output):

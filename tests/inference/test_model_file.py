@@ -21,10 +21,12 @@ from PIL import Image
 from iaunet.dataset import MaskCoding
 from iaunet.errors import PredictionError, WorkspaceError
 from iaunet.inference.best import CROSSVAL, BestFolder, BestModel, Member, find_chosen
-from iaunet.inference.folder import describe_model
+from iaunet.inference.calibration import Calibration, Reliability
+from iaunet.inference.expected_dice import FEATURES, DiceModel, ExpectedDice
+from iaunet.inference.familiar import find_familiar
+from iaunet.inference.folder import describe_model, describe_runs
 from iaunet.inference.model_file import (
     MOST_TEXT,
-    describe_model_file,
     export_model,
     import_model,
     open_model,
@@ -32,8 +34,10 @@ from iaunet.inference.model_file import (
 from iaunet.inference.postprocessing import LabelCleaning, Postprocessing
 from iaunet.inference.predictor import Predictor
 from iaunet.inference.runs import Run, RunRecord
+from iaunet.inference.tuning import Tuning
 from iaunet.inference.validation import write_summary
-from iaunet.planners.plan import NetworkPlan, build_planned_network
+from iaunet.planners.plan import NetworkPlan, build_planned_network, load_plan
+from iaunet.records import to_json
 from iaunet.storage import write_json
 from iaunet.weights import save_weights
 from iaunet.workspace import DatasetFolder, Workspace, locked
@@ -42,6 +46,15 @@ RUN = "unet-best-random"
 PLAN = f"plan_{RUN}.json"
 WEIGHTS = f"{RUN}/fold_0.safetensors"
 CPU = torch.device("cpu")
+
+RELIABILITY = Reliability(
+    pixels=(4, 0), probability=(0.2, None), frequency=(0.25, None), ece=0.05, brier=0.2, log_loss=0.6
+)
+CALIBRATION = Calibration(
+    temperatures={"unet-best-random": {"0": 1.5, "1": 0.8, "2": 1.0}}, before=RELIABILITY, after=RELIABILITY
+)
+MODEL = DiceModel(intercept=0.1, coefficients=(0.8,) + (0.0,) * (len(FEATURES) - 1))
+EXPECTED_DICE = ExpectedDice(flag_below=0.4, models={"unet-best-random": dict.fromkeys("012", MODEL)})
 
 
 @pytest.fixture(scope="module")
@@ -111,14 +124,15 @@ def choose(folder):
             why="Dice 0.9, for once",
             postprocessing_why="kept: +0.01 in all folds",
         )
-        best.write(model, postprocessing)
-        return postprocessing
+        tuning = Tuning(postprocessing=postprocessing, calibration=CALIBRATION, expected_dice=EXPECTED_DICE)
+        best.write(model, tuning)
+        return tuning
 
     return choose
 
 
 def predictor_of(model):
-    return Predictor(model.plan, model.networks, CPU, postprocessing=model.postprocessing)
+    return Predictor(model.plan, model.networks, CPU, tuning=model.tuning, members=model.member_names)
 
 
 def assert_same_masks(one, other, images):
@@ -183,7 +197,7 @@ def test_a_model_predicts_from_its_file_as_its_runs_do_to_the_bit(source, model_
     assert len(model.networks) == 3
     assert_same_masks(from_file, from_runs, images)
     assert_same_probabilities(from_file, from_runs)
-    assert describe_model_file(model, from_file) == describe_model(runs, None, from_runs)
+    assert describe_model(to_json(model.members), from_file) == describe_runs(runs, None, from_runs)
 
 
 def test_the_first_network_alone_is_that_of_the_first_fold(source, model_zip):
@@ -193,7 +207,7 @@ def test_the_first_network_alone_is_that_of_the_first_fold(source, model_zip):
     alone = Predictor.from_runs([run], ["0"], "cpu")
 
     assert_same_probabilities(predictor_of(model), alone)
-    assert describe_model_file(model, predictor_of(model)) == describe_model([run], ["0"], alone)
+    assert describe_model(to_json(model.members), predictor_of(model)) == describe_runs([run], ["0"], alone)
 
 
 def test_exporting_twice_gives_equal_bytes(source, model_zip, tmp_path):
@@ -247,21 +261,22 @@ def test_the_manifest_tells_the_members_and_the_scores_of_just_these_folds(sourc
 
 
 def test_a_chosen_model_keeps_its_postprocessing_its_reasons_and_its_scores(folder, choose, images, tmp_path):
-    postprocessing = choose(RUN)
+    tuning = choose(RUN)
     export_model(folder, tmp_path / "m.zip")
 
     model = open_model(tmp_path / "m.zip")
 
-    assert model.postprocessing == postprocessing
+    assert model.tuning == tuning
+    assert model.facts.familiar == find_familiar(folder, model.plan)
     assert [note.of for note in model.facts.scores] == ["model", "run"]
     assert "foreground from 0.35 on, without components under 40 px, holes filled." in model.card
     assert "Because: kept: +0.01 in all folds" in model.card
     assert "Chosen by iaunet_find_best: Dice 0.9, for once" in model.card
-    from_runs = Predictor.from_runs([Run(folder.runs / RUN)], device="cpu", postprocessing=postprocessing)
+    from_runs = Predictor.from_runs([Run(folder.runs / RUN)], device="cpu", tuning=tuning)
     assert_same_masks(predictor_of(model), from_runs, images)
 
     some = export_model(folder, tmp_path / "some.zip", folds=["1"]).model
-    assert some.postprocessing == postprocessing
+    assert some.tuning == tuning
     assert [note.of for note in some.scores] == ["fold"]
     assert [len(member.weights_sha256) for member in some.chosen.members] == [1]
     open_model(tmp_path / "some.zip")
@@ -274,7 +289,7 @@ def test_runs_that_are_named_are_exported_without_what_was_chosen_for_others(fol
     facts = export_model(folder, tmp_path / "m.zip", runs=["other"]).model
 
     assert [run.name for run in facts.runs] == ["other"]
-    assert facts.postprocessing is None
+    assert facts.tuning == Tuning()
     assert facts.chosen is None
 
 
@@ -812,17 +827,22 @@ def test_the_scores_of_folds_are_imported_with_them(source, tmp_path, elsewhere)
 
 
 def test_a_chosen_model_is_the_chosen_one_where_it_is_imported(folder, choose, tmp_path, elsewhere):
-    postprocessing = choose(RUN)
+    tuning = choose(RUN)
     export_model(folder, tmp_path / "m.zip")
 
     imported = import_model(tmp_path / "m.zip", elsewhere, "other")
 
     model, read = BestFolder.of(imported).read()
-    assert (model.dataset, model.why, read) == ("other", "Dice 0.9, for once", postprocessing)
+    assert (model.dataset, model.why, read) == ("other", "Dice 0.9, for once", tuning)
     before, after = (json.loads((BestFolder.of(each).root / CROSSVAL).read_text()) for each in (folder, imported))
     assert after["scores"] == before["scores"]
     chosen = find_chosen(imported)
-    assert (chosen.runs, chosen.postprocessing) == ([RUN], postprocessing)
+    assert (chosen.runs, chosen.tuning) == ([RUN], tuning)
+    assert (
+        find_familiar(imported, load_plan(imported.plan_json))
+        == find_familiar(folder, load_plan(folder.plan_json))
+        is not None
+    )
 
 
 def test_runs_that_were_exported_together_predict_together_where_they_are_imported(
@@ -833,9 +853,10 @@ def test_runs_that_were_exported_together_predict_together_where_they_are_import
 
     imported = import_model(tmp_path / "m.zip", elsewhere)
 
-    model, postprocessing = BestFolder.of(imported).read()
+    model, tuning = BestFolder.of(imported).read()
     assert [member.run for member in model.members] == ["two", "one"]
-    assert postprocessing.is_nothing((0.5,))
+    assert tuning.postprocessing.is_nothing((0.5,))
+    assert tuning.calibration is tuning.expected_dice is None
     assert find_chosen(imported).runs == ["two", "one"]
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from iaunet import resample
 from iaunet.dataset import MaskCoding
-from iaunet.inference.mosaic import SIGMA, Assembly
+from iaunet.inference.mosaic import SIGMA, Assembly, RowPrediction
 from iaunet.preprocessing.cases import CaseInput, place_rows
 
 SIDES = st.integers(40, 900)
@@ -20,7 +20,7 @@ def assemble(case, plan, rows):
     """The prediction of a case from the probabilities of all its rows."""
     assembly = Assembly(case, plan, keep_probabilities=True)
     for row in rows:
-        assembly.add(row)
+        assembly.add(RowPrediction(row))
     return assembly.prediction
 
 
@@ -109,7 +109,7 @@ def test_every_row_of_pixels_is_given_once_from_the_top_down(make_plan, slices, 
     assembly = Watched(case, plan)
     for _ in case.places:
         assert not assembly.is_complete
-        assembly.add(np.zeros((1, 64, 64), np.float32))
+        assembly.add(RowPrediction(np.zeros((1, 64, 64), np.float32)))
 
     assert assembly.is_complete
     assert given_rows == [(number, row) for number in range(slices) for row in range(height)]
@@ -190,7 +190,7 @@ def test_regions_are_decided_as_the_plan_says(make_plan):
 def test_a_prediction_is_not_given_before_it_is_whole(make_plan):
     plan = make_plan()
     assembly = Assembly(case_of(plan, (1, 64, 130)), plan)
-    assembly.add(np.zeros((1, 64, 64), np.float32))
+    assembly.add(RowPrediction(np.zeros((1, 64, 64), np.float32)))
 
     with pytest.raises(ValueError, match="3 rows of the case are missing"):
         _ = assembly.prediction
@@ -201,7 +201,7 @@ def test_probabilities_are_kept_only_where_they_are_asked_for(make_plan):
     case = case_of(plan, (1, 64, 64))
     plain, full = Assembly(case, plan), Assembly(case, plan, keep_probabilities=True)
     for assembly in (plain, full):
-        assembly.add(np.full((1, 64, 64), 0.7, np.float32))
+        assembly.add(RowPrediction(np.full((1, 64, 64), 0.7, np.float32)))
 
     assert plain.prediction.probabilities is None
     np.testing.assert_array_equal(full.prediction.probabilities, np.full((1, 1, 64, 64), 0.7, np.float32))
@@ -218,7 +218,7 @@ def test_memory_does_not_grow_with_the_height_of_a_picture(make_plan, scale):
         assembly = Assembly(case, plan)
         tracemalloc.start()
         for _ in case.places:
-            assembly.add(row)
+            assembly.add(RowPrediction(row))
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
 

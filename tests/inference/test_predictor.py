@@ -79,7 +79,7 @@ def test_an_ensemble_is_the_mean_of_its_networks_probabilities(run, inputs):
 
     expected = np.mean([member.predict_inputs(inputs) for member in members], axis=0)
 
-    assert len(ensemble.networks) == 3
+    assert len(ensemble.ensemble.networks) == 3
     np.testing.assert_allclose(ensemble.predict_inputs(inputs), expected, atol=1e-6)
 
 
@@ -87,7 +87,7 @@ def test_a_single_network_gives_its_own_probabilities(run, inputs):
     predictor = Predictor.from_runs([run], ["1"], "cpu", mirroring=False)
 
     np.testing.assert_allclose(
-        predictor.predict_inputs(inputs), probabilities(predictor.networks[0], inputs), atol=1e-5
+        predictor.predict_inputs(inputs), probabilities(predictor.ensemble.networks[0], inputs), atol=1e-5
     )
 
 
@@ -294,7 +294,7 @@ def test_runs_on_other_arrays_do_not_go_together(run, tmp_path):
 def test_runs_on_the_same_arrays_are_one_ensemble(run, tmp_path, inputs):
     both = Predictor.from_runs([run, copy_with_plan(run, tmp_path)], ["0"], "cpu")
 
-    assert len(both.networks) == 2
+    assert len(both.ensemble.networks) == 2
     np.testing.assert_allclose(
         both.predict_inputs(inputs), Predictor.from_runs([run], ["0"], "cpu").predict_inputs(inputs), atol=1e-6
     )

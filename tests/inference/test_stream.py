@@ -72,7 +72,7 @@ def test_every_item_comes_once_with_its_own_result_or_fault(predictor, n):
             assert isinstance(result, PredictionError)
         else:
             assert result == (number, 16 if number % 2 else 0)
-    assert all(size <= predictor.batch_size for size in predictor.networks[0].batches)
+    assert all(size <= predictor.batch_size for size in predictor.ensemble.networks[0].batches)
 
 
 def test_no_more_than_a_few_batches_are_under_way_however_many_items_there_are(predictor):

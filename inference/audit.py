@@ -1,0 +1,119 @@
+"""The audit file of a folder of predictions: a line for each image and each time it was asked for."""
+
+import contextlib
+import json
+import os
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Literal
+
+from iaunet.inference.postprocessing import LabelCleaning
+from iaunet.records import FieldError, from_json, to_json
+from iaunet.storage import make_folder, naming_disk_faults
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditSettings:
+    """All that masks depend on beside the weights: averaging over flips, a temperature a network, and what follows the
+    networks, see `iaunet.inference.postprocessing.Postprocessing`."""
+
+    mirroring: bool
+    temperatures: tuple[float, ...]
+    thresholds: tuple[float, ...]
+    cleaning: tuple[LabelCleaning, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditLine:
+    """What was done with an image.
+
+    Args:
+        time: When it was done, ISO 8601 in UTC.
+        image: Its path below the folder of images.
+        input_sha256: Of its bytes; of several files the hash of their hashes; empty if they cannot be read.
+        mask: The file of its mask, empty if there is none.
+        output_sha256: Of the mask's bytes.
+        model: Digest of weights and settings, as in predictions.json.
+        iaunet: The version that did it.
+        device: Where the networks ran.
+        seconds: From reading the image to writing its mask, other images being worked on at the same time.
+        outcome: "done", "kept" from an earlier call of the same model, or "failed".
+        problem: Why it failed.
+        expected_dice: Of the mask, None where that is not known.
+        flag: Why somebody should look at it, empty if nothing is notable.
+    """
+
+    time: str
+    image: str
+    input_sha256: str
+    mask: str
+    output_sha256: str
+    model: str
+    iaunet: str
+    settings: AuditSettings
+    device: str
+    seconds: float
+    outcome: Literal["done", "kept", "failed"]
+    problem: str
+    expected_dice: float | None
+    flag: str
+
+
+class AuditLog:
+    """An open audit file, to which threads add lines."""
+
+    def __init__(self, path: Path, file: IO[bytes]) -> None:
+        self._path = path
+        self._file = file
+        self._lock = threading.Lock()
+
+    def add(self, line: AuditLine) -> None:
+        """Add a line; it is in the system's hands when this returns.
+
+        Raises:
+            WorkspaceError: The disk is full.
+        """
+        text = json.dumps(to_json(line), ensure_ascii=False, allow_nan=False) + "\n"
+        with self._lock, naming_disk_faults(self._path):
+            self._file.write(text.encode(errors="surrogateescape"))
+            self._file.flush()
+
+
+@contextlib.contextmanager
+def appending(path: Path) -> Iterator[AuditLog]:
+    """Open an audit file to add lines to; what a killed process left of a line is ended first.
+
+    Raises:
+        WorkspaceError: The disk is full or the file cannot be written.
+    """
+    with naming_disk_faults(path):
+        make_folder(path.parent)
+        file = path.open("ab+")
+    try:
+        with naming_disk_faults(path):
+            if file.seek(0, os.SEEK_END) and not _ends_a_line(file):
+                file.write(b"\n")
+        yield AuditLog(path, file)
+        with naming_disk_faults(path):
+            file.flush()
+            os.fsync(file.fileno())
+    finally:
+        with naming_disk_faults(path):
+            file.close()
+
+
+def read_audit(path: Path) -> Iterator[AuditLine]:
+    """The whole lines of an audit file, in their order; none if there is no file."""
+    if not path.exists():
+        return
+    with path.open("rb") as file:
+        for text in file:
+            with contextlib.suppress(ValueError, FieldError):  # of a killed process
+                yield from_json(AuditLine, json.loads(text))
+
+
+def _ends_a_line(file: IO[bytes]) -> bool:
+    file.seek(-1, os.SEEK_END)
+    return file.read(1) == b"\n"

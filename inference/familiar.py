@@ -1,0 +1,87 @@
+"""What images of the training data are like, and in what a new one differs from them."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from iaunet.errors import WorkspaceError
+from iaunet.files import to_channels
+from iaunet.planners.fingerprint import Fingerprint
+from iaunet.planners.plan import Plan
+from iaunet.records import load_record
+from iaunet.resample import Size
+from iaunet.stacks import Stack
+from iaunet.workspace import DatasetFolder
+
+FAMILIAR = "familiar.json"
+"""In the folder of a dataset that a model was imported into, which has no fingerprint."""
+
+LOW, HIGH = 1, 99
+ROUNDING = 1e-5
+"""The fingerprint's means have six digits."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Familiar:
+    """What images of the training data are like.
+
+    Args:
+        channels: Of each image.
+        smallest: The least height and the least width in pixels.
+        largest: The greatest.
+        means: For each channel the percentiles 1 and 99 of the images' mean intensities, in the units of the files; the
+            least and the greatest below 100 images.
+    """
+
+    channels: int
+    smallest: Size
+    largest: Size
+    means: tuple[tuple[float, float], ...]
+
+    @classmethod
+    def of(cls, fingerprint: Fingerprint) -> "Familiar":
+        """What a fingerprint says."""
+        means = np.array([[channel.mean for channel in case.intensity] for case in fingerprint.cases])
+        low = np.percentile(means, LOW, axis=0, method="lower")  # so that below 100 cases all are familiar
+        high = np.percentile(means, HIGH, axis=0, method="higher")
+        (height, width), (greatest_height, greatest_width) = fingerprint.sizes.min(0), fingerprint.sizes.max(0)
+        return cls(
+            channels=fingerprint.channels,
+            smallest=(int(height), int(width)),
+            largest=(int(greatest_height), int(greatest_width)),
+            means=tuple(zip(low.tolist(), high.tolist(), strict=True)),
+        )
+
+    def differences(self, stack: Stack) -> Iterator[str]:
+        """In what an image differs from all or nearly all training images, in words; nothing if it does not.
+
+        Raises:
+            FileError: The channels of the image cannot be brought to those of the training images.
+        """
+        own = stack.pixels.shape[0]
+        if own != self.channels:
+            yield f"{own} channel{'s' if own > 1 else ''} made {self.channels}"
+        size = stack.shape[1:]
+        if any(not low <= side <= high for low, side, high in zip(self.smallest, size, self.largest, strict=True)):
+            there = " to ".join(dict.fromkeys(f"{height} x {width}" for height, width in (self.smallest, self.largest)))
+            yield f"size {size[0]} x {size[1]}, trained on {there}"
+        for number, (channel, (low, high)) in enumerate(
+            zip(to_channels(stack.pixels, self.channels), self.means, strict=True)
+        ):
+            mean = float(channel.mean(dtype=np.float64))
+            slack = ROUNDING * max(abs(low), abs(high))
+            if not low - slack <= mean <= high + slack:
+                which = f" of channel {number + 1}" if self.channels > 1 else ""
+                yield f"mean intensity{which} {mean:.4g}, trained on {low:.4g} to {high:.4g}"
+
+
+def find_familiar(folder: DatasetFolder, plan: Plan) -> Familiar | None:
+    """What the images that a plan was made for are like, None where that is not known any more."""
+    try:
+        if not folder.fingerprint_json.exists():
+            return load_record(Familiar, folder.root / FAMILIAR, WorkspaceError, "")
+        fingerprint = load_record(Fingerprint, folder.fingerprint_json, WorkspaceError, "")
+    except WorkspaceError:
+        return None
+    return Familiar.of(fingerprint) if fingerprint.digest == plan.fingerprint else None

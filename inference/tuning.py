@@ -1,0 +1,53 @@
+"""What was learnt on out-of-fold predictions and is used when new images are predicted."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from iaunet.inference.calibration import Calibration
+from iaunet.inference.expected_dice import DiceModel, ExpectedDice, features_of
+from iaunet.inference.postprocessing import Postprocessing
+
+MemberName = tuple[str, str]
+"""The run and the fold of a network."""
+
+
+@dataclass(frozen=True, eq=False)
+class Judge:
+    """The models of the Dice of an ensemble's networks, and below which expected Dice an image is flagged."""
+
+    models: tuple[DiceModel, ...]
+    flag_below: float
+
+    def expect(self, statistics: NDArray[np.float64]) -> float:
+        """The expected Dice of a mask, the mean over networks.
+
+        Args:
+            statistics: [networks, L, S] of a case, see `iaunet.inference.expected_dice.STATISTICS`.
+        """
+        features = features_of(statistics)
+        return float(np.mean([model.expect(of) for model, of in zip(self.models, features, strict=True)]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tuning:
+    """What ``iaunet_find_best`` learnt of a model; None for what it did not."""
+
+    postprocessing: Postprocessing | None = None
+    calibration: Calibration | None = None
+    expected_dice: ExpectedDice | None = None
+
+    def temperatures(self, members: Sequence[MemberName]) -> tuple[float, ...] | None:
+        """The temperatures of an ensemble's networks, None where none are known."""
+        return tuple(self.calibration.of(*member) for member in members) if self.calibration else None
+
+    def judge(self, members: Sequence[MemberName], mirroring: bool) -> Judge | None:
+        """What tells the expected Dice, None where it was not learnt for these networks or this mirroring."""
+        learnt = self.expected_dice
+        if learnt is None or learnt.flag_below is None or learnt.mirroring != mirroring:
+            return None
+        models = [learnt.models.get(run, {}).get(fold) for run, fold in members]
+        known = tuple(model for model in models if model is not None)
+        return Judge(known, learnt.flag_below) if len(known) == len(models) else None

@@ -1,0 +1,82 @@
+import dataclasses
+
+import numpy as np
+import pytest
+
+from iaunet.errors import FileError
+from iaunet.inference.familiar import FAMILIAR, Familiar, find_familiar
+from iaunet.planners.fingerprint import Fingerprint
+from iaunet.planners.plan import load_plan
+from iaunet.records import load_record, to_json
+from iaunet.stacks import Stack
+from iaunet.storage import write_json
+from iaunet.workspace import DatasetFolder
+
+COLOUR = Familiar(channels=3, smallest=(40, 50), largest=(80, 60), means=((90, 110), (50, 60), (0, 10)))
+
+
+def stack_of(size=(60, 55), means=(100, 55, 5)):
+    return Stack(np.stack([np.full((1, *size), mean, np.uint8) for mean in means]))
+
+
+@pytest.fixture
+def folder(trained):
+    return DatasetFolder(trained / "toy")
+
+
+def test_an_image_like_the_training_images_does_not_differ():
+    assert [*COLOUR.differences(stack_of())] == []
+
+
+@pytest.mark.parametrize(
+    ("image", "differences"),
+    [
+        (stack_of(size=(30, 55)), ["size 30 x 55, trained on 40 x 50 to 80 x 60"]),
+        (stack_of(size=(60, 61)), ["size 60 x 61, trained on 40 x 50 to 80 x 60"]),
+        (stack_of(means=(111, 55, 5)), ["mean intensity of channel 1 111, trained on 90 to 110"]),
+        (
+            stack_of(means=(55,)),
+            [
+                "1 channel made 3",
+                "mean intensity of channel 1 55, trained on 90 to 110",
+                "mean intensity of channel 3 55, trained on 0 to 10",
+            ],
+        ),
+    ],
+)
+def test_what_is_beyond_the_training_images_is_told(image, differences):
+    assert [*COLOUR.differences(image)] == differences
+
+
+def test_channels_that_cannot_be_brought_to_those_of_the_data_are_a_fault():
+    with pytest.raises(FileError, match="has 2 channels, the data set has 3"):
+        list(COLOUR.differences(stack_of(means=(1, 2))))
+
+
+def test_training_images_are_familiar_up_to_their_extreme_hundredths(folder):
+    fingerprint = load_record(Fingerprint, folder.fingerprint_json, Exception, "")
+    first = fingerprint.cases[0]
+
+    def with_mean(number):
+        intensity = tuple(dataclasses.replace(channel, mean=float(number)) for channel in first.intensity)
+        return dataclasses.replace(first, intensity=intensity)
+
+    few = dataclasses.replace(fingerprint, cases=tuple(map(with_mean, range(50))))
+    many = dataclasses.replace(fingerprint, cases=tuple(map(with_mean, range(1000))))
+
+    assert Familiar.of(few).means == ((0.0, 49.0),) * fingerprint.channels
+    assert Familiar.of(many).means == ((9.0, 990.0),) * fingerprint.channels
+    assert Familiar.of(few).smallest == Familiar.of(few).largest == first.size
+
+
+def test_what_is_familiar_comes_from_the_fingerprint_of_the_plan_or_of_an_imported_model(folder):
+    plan = load_plan(folder.plan_json)
+    found = find_familiar(folder, plan)
+
+    assert found == Familiar.of(load_record(Fingerprint, folder.fingerprint_json, Exception, ""))
+    assert find_familiar(folder, dataclasses.replace(plan, fingerprint="other")) is None
+
+    folder.fingerprint_json.unlink()
+    assert find_familiar(folder, plan) is None
+    write_json(folder.root / FAMILIAR, to_json(COLOUR))
+    assert find_familiar(folder, plan) == COLOUR
