@@ -91,7 +91,7 @@ def _predict(work: Path, scale: float, normalised_by_case: bool) -> dict[str, fl
     before, start = _rss_anon(), time.perf_counter()
     peak = _Peak()
     with peak:
-        [outcome] = predict_folder(predictor, {}, work / "images", work / "masks", FolderOptions())
+        [outcome] = predict_folder(predictor, work / "images", work / "masks", FolderOptions())
     seconds = time.perf_counter() - start
     if outcome.status != "done":
         raise SystemExit(outcome.problem)

@@ -4,22 +4,71 @@ The stages themselves are named here as well, resolved on use: importing iaunet 
 """
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from iaunet.errors import IaunetError as IaunetError
+    from iaunet.inference.evaluation import evaluate_folders as evaluate
+    from iaunet.inference.find_best import find_best as find_best
+    from iaunet.inference.folder import FolderOptions as FolderOptions
+    from iaunet.inference.folder import predict_folder as predict
+    from iaunet.inference.model_file import export_model as export_model
+    from iaunet.inference.model_file import import_model as import_model
+    from iaunet.inference.predictor import Predictor as Predictor
+    from iaunet.planners.fingerprint import fingerprint_dataset as fingerprint_dataset
+    from iaunet.planners.planner import plan_dataset as plan
+    from iaunet.preprocessing.preparation import Preparation as Preparation
+    from iaunet.preprocessing.preparation import prepare as prepare
+    from iaunet.preprocessing.preprocess import preprocess as preprocess
+    from iaunet.trainers.training import TrainingOptions as TrainingOptions
+    from iaunet.trainers.training import train as train
+    from iaunet.workspace import find_dataset as find_dataset
+
+__all__ = [
+    "FolderOptions",
+    "IaunetError",
+    "Predictor",
+    "Preparation",
+    "TrainingOptions",
+    "evaluate",
+    "export_model",
+    "find_best",
+    "find_dataset",
+    "fingerprint_dataset",
+    "import_model",
+    "plan",
+    "predict",
+    "prepare",
+    "preprocess",
+    "train",
+]  # as type checkers want it: literal
 
 STAGES = {
-    "fingerprint_dataset": "iaunet.planners.fingerprint",
-    "prepare_dataset": "iaunet.preprocessing.preparation",
-    "train": "iaunet.trainers.training",
-    "Predictor": "iaunet.inference.predictor",
-    "predict_folder": "iaunet.inference.folder",
-    "evaluate_folders": "iaunet.inference.evaluation",
+    "find_dataset": "iaunet.workspace:find_dataset",
+    "prepare": "iaunet.preprocessing.preparation:prepare",
+    "Preparation": "iaunet.preprocessing.preparation:Preparation",
+    "fingerprint_dataset": "iaunet.planners.fingerprint:fingerprint_dataset",
+    "plan": "iaunet.planners.planner:plan_dataset",
+    "preprocess": "iaunet.preprocessing.preprocess:preprocess",
+    "train": "iaunet.trainers.training:train",
+    "TrainingOptions": "iaunet.trainers.training:TrainingOptions",
+    "find_best": "iaunet.inference.find_best:find_best",
+    "Predictor": "iaunet.inference.predictor:Predictor",
+    "predict": "iaunet.inference.folder:predict_folder",
+    "FolderOptions": "iaunet.inference.folder:FolderOptions",
+    "evaluate": "iaunet.inference.evaluation:evaluate_folders",
+    "export_model": "iaunet.inference.model_file:export_model",
+    "import_model": "iaunet.inference.model_file:import_model",
+    "IaunetError": "iaunet.errors:IaunetError",
 }
+"""The names of docs/python.md, and where they are defined."""
 
 
 def __getattr__(name: str) -> Any:
     if name not in STAGES:
         raise AttributeError(f"module 'iaunet' has no attribute {name!r}")
-    return getattr(import_module(STAGES[name]), name)
+    module, _, attribute = STAGES[name].partition(":")
+    return getattr(import_module(module), attribute)
 
 
 def __dir__() -> list[str]:

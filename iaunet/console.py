@@ -29,6 +29,15 @@ class _Parser(argparse.ArgumentParser):
         return super().parse_args([_underscored(token) for token in tokens], namespace)
 
 
+class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows defaults where there are any that the help does not tell itself."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if not action.default or "(default: " in (action.help or ""):
+            return action.help
+        return super()._get_help_string(action)
+
+
 def _underscored(token: str) -> str:
     if not token.startswith("--"):
         return token
@@ -42,14 +51,13 @@ def command_parser(name: str, description: str, workspace: bool = True) -> argpa
         prog=name,
         description=description,
         allow_abbrev=False,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=_Formatter,
     )
     if workspace:
         parser.add_argument(
             "--workspace",
             type=Path,
             metavar="DIR",
-            default=argparse.SUPPRESS,
             help="where datasets, plans and runs are kept (default: $IAUNET_WORKSPACE, "
             "or the nearest iaunet_workspace from here upwards, or a new one here)",
         )

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -162,6 +163,20 @@ def open_workspace(given: Path | None, environment: Mapping[str, str]) -> Worksp
     root = root.resolve()
     logger.info("workspace %s", root)
     return Workspace(root)
+
+
+def find_dataset(dataset: str | Path, workspace: str | Path | None = None) -> DatasetFolder:
+    """The folder of a dataset in the workspace that commands would use here.
+
+    Args:
+        dataset: A name the workspace knows, or the path of raw data that was planned there.
+        workspace: The workspace; None for that of the environment, the nearest upwards, or a new one here.
+
+    Raises:
+        WorkspaceError: There is no such workspace, or it does not know the dataset.
+    """
+    given = None if workspace is None else Path(workspace)
+    return open_workspace(given, os.environ).find(os.fspath(dataset))
 
 
 @contextlib.contextmanager

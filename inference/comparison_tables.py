@@ -10,6 +10,7 @@ from iaunet.inference.comparison import Contest, Contestant, Size, Standing, Tab
 from iaunet.inference.costs import Cost
 from iaunet.inference.crossval import Summary
 from iaunet.inference.published import PAPER_METRICS, PAPER_SIZE, PUBLISHED
+from iaunet.inference.text_tables import csv_number, markdown_table, p_text
 from iaunet.metrics import METRICS
 from iaunet.networks import NETWORKS, default_sizes
 from iaunet.planners.planner import NO_GROUPS
@@ -199,10 +200,10 @@ def _score_table(contest: Contest, table: Table, published: str | None) -> list[
                 *([f"{figure:.2f}" for figure in paper.get(network, ())] or ["-"] * len(beside)),
                 *(_percent(standing.pooled.get(metric, math.nan)) for metric in PAPER_METRICS),
                 f"{100 * test.mean_difference:+.2f}" if test and test.n_cases else "-",
-                _p_text(standing.adjusted["dice"]) if test else "-",
+                p_text(standing.adjusted["dice"]) if test else "-",
             ]
         )
-    return _markdown_table(head, rows)
+    return markdown_table(head, rows)
 
 
 def _cost_table(contest: Contest, costs: Mapping[str, Cost], timed_on: str) -> list[str]:
@@ -217,7 +218,7 @@ def _cost_table(contest: Contest, costs: Mapping[str, Cost], timed_on: str) -> l
             figures = [f"{cost.parameters / 1e6:.3f}", f"{cost.multiply_adds / 1e9:.3f}", speed]
         sizes = [str(plan.network.width), str(plan.network.depth), _size(plan.input_size)]
         rows.append([contestant.title, *sizes, *figures])
-    return _markdown_table(head, rows)
+    return markdown_table(head, rows)
 
 
 def _size(size: tuple[int, int]) -> str:
@@ -235,34 +236,19 @@ def _percent(share: float) -> str:
     return "-" if math.isnan(share) else f"{100 * share:.2f}"
 
 
-def _p_text(p: float) -> str:
-    if math.isnan(p):
-        return "-"
-    return "<0.001" if p < 0.001 else f"{p:.3f}"
-
-
-def _markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    rule = ["---", *("---:" for _ in head[1:])]
-    return ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in (head, rule, *rows)]
-
-
 def _csv_row(contest: Contest, table: Table, standing: Standing, metric: str) -> list[str | int | bool]:
     contestant, mean, test = standing.contestant, standing.means[metric], standing.tests.get(metric)
     return [
         *(contest.recipe, contest.split, _folds(table.folds), table.label, table.size, contestant.run.name),
         *(contestant.title, contestant.epochs, _folds(standing.folds), standing.is_complete),
         *(standing.n_cases, standing.n_empty, metric),
-        *(*map(_number, (mean.mean, mean.sd, mean.low, mean.high)), mean.n_left_out),
-        _number(standing.pooled.get(metric, math.nan)),
-        *(_number(value) for value in ((test.mean_difference, test.p) if test else (math.nan, math.nan))),
-        _number(standing.adjusted.get(metric, math.nan)),
+        *(*map(csv_number, (mean.mean, mean.sd, mean.low, mean.high)), mean.n_left_out),
+        csv_number(standing.pooled.get(metric, math.nan)),
+        *(csv_number(value) for value in ((test.mean_difference, test.p) if test else (math.nan, math.nan))),
+        csv_number(standing.adjusted.get(metric, math.nan)),
         *((test.n_cases, test.n_groups) if test else ("", "")),
     ]
 
 
 def _folds(folds: Sequence[int]) -> str:
     return " ".join(map(str, folds))
-
-
-def _number(value: float) -> str:
-    return "" if math.isnan(value) else repr(value)

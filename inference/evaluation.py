@@ -88,7 +88,25 @@ class MaskReading:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Contents:
+class SetReading:
+    """How the values of several sets of masks stand for the same labels, and a line that says so."""
+
+    codings: Mapping[str, MaskCoding]
+    labels: tuple[str, ...]
+    understood: str
+
+    def between(self, prediction: str, truth: str) -> MaskReading:
+        """How to score one set on another."""
+        return MaskReading(
+            prediction=self.codings[prediction],
+            truth=self.codings[truth],
+            labels=self.labels,
+            understood=self.understood,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairContents:
     """How often each value occurs in the masks of a pair; or the fault that keeps it from being scored."""
 
     pair: MaskPair
@@ -99,7 +117,9 @@ class _Contents:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _ScoreTask:
+class ScoreTask:
+    """A pair to score: how its values are read, its spacing if distances are in mm, the tolerance in pixels."""
+
     pair: MaskPair
     reading: MaskReading
     spacing_mm: tuple[float, float, float] | None
@@ -172,10 +192,13 @@ def evaluate_pairs(
     Raises:
         PredictionError: None can be scored, or the values of the masks cannot be read.
     """
-    sound, reading, faults = _read_pairs(pairs, reading, workers)
+    sound, faults = split_faults(inspect_pairs(pairs, workers))
+    reading = reading or judge_folders(
+        add_values(each.prediction for each in sound), add_values(each.truth for each in sound)
+    )
     in_mm = all(each.spacing_mm for each in sound)  # else all in pixels: they are summed up together
     tasks = [
-        _ScoreTask(
+        ScoreTask(
             pair=each.pair,
             reading=reading,
             spacing_mm=each.spacing_mm if in_mm else None,
@@ -183,7 +206,7 @@ def evaluate_pairs(
         )
         for each in sound
     ]
-    scores = tuple(_in_processes(_score_pair, tasks, workers, "score"))
+    scores = tuple(score_pairs(tasks, workers))
     return Evaluation(
         predictions=predictions,
         truth=truth,
@@ -215,7 +238,7 @@ def pair_masks(predictions: Path, truth: Path) -> tuple[list[MaskPair], list[Pro
         DatasetError: A folder does not exist.
         PredictionError: A folder has no masks, two of one name, or none that the other has.
     """
-    predicted, true = _masks_by_name(predictions), _masks_by_name(truth)
+    predicted, true = masks_by_name(predictions), masks_by_name(truth)
     pairs = [
         MaskPair(name=name, prediction=predicted[name], truth=true[name])
         for name in sorted(predicted.keys() & true.keys(), key=natural_order)
@@ -239,47 +262,62 @@ def pair_masks(predictions: Path, truth: Path) -> tuple[list[MaskPair], list[Pro
 
 
 def judge_folders(predictions: Mapping[int, int], truth: Mapping[int, int]) -> MaskReading:
-    """Decide how mask values stand for labels.
-
-    Masks with one label may write it as 1 or as 255, or be noisy around 0 and 255, on either side. All others are
-    label maps, where a value means the same on both sides.
+    """Decide how the values of predicted and true masks stand for labels, see `judge_sets`.
 
     Args:
         predictions: How often each value occurs in all predicted masks.
         truth: The same for the true masks.
 
     Raises:
-        PredictionError: The values are neither labels nor black and white, or those of the two sides are not
-            comparable.
+        PredictionError: As `judge_sets`.
     """
-    binary = _binary_coding(predictions), _binary_coding(truth)
-    if binary[0] and binary[1]:
-        return MaskReading(
-            prediction=binary[0],
-            truth=binary[1],
-            labels=(FOREGROUND,),
-            understood=f"one label: predicted masks {_words(binary[0])}, true masks {_words(binary[1])}",
-        )
-    predicted, true = _label_values("predicted", predictions), _label_values("true", truth)
-    if predicted and true and not predicted & true:
-        raise PredictionError(
-            f"predicted masks hold the labels {_listed(predicted)}, true masks {_listed(true)}: write the same "
-            "values for the same labels"
-        )
-    union = tuple(sorted(predicted | true))
+    sides = ("predicted masks", "true masks")
+    return judge_sets(dict(zip(sides, (predictions, truth), strict=True)), [sides]).between(*sides)
+
+
+def judge_sets(values: Mapping[str, Mapping[int, int]], scored: Iterable[tuple[str, str]]) -> SetReading:
+    """Decide how mask values stand for labels.
+
+    Masks with one label may write it as 1 or as 255, or be noisy around 0 and 255, each set in its own way. All others
+    are label maps, where a value means the same in every set.
+
+    Args:
+        values: How often each value occurs in all masks of a set, by words for the set.
+        scored: The sets that are scored on each other.
+
+    Raises:
+        PredictionError: The values are neither labels nor black and white, or those of sets that are scored on each
+            other are not comparable.
+    """
+    binary = {title: _binary_coding(of_set) for title, of_set in values.items()}
+    codings = {title: coding for title, coding in binary.items() if coding is not None}
+    if len(codings) == len(values):
+        told = ", ".join(f"{title} {_words(coding)}" for title, coding in codings.items())
+        return SetReading(codings=codings, labels=(FOREGROUND,), understood=f"one label: {told}")
+    labels = {title: _label_values(title, of_set) for title, of_set in values.items()}
+    for first, second in scored:
+        if labels[first] and labels[second] and not labels[first] & labels[second]:
+            raise PredictionError(
+                f"{first} hold the labels {_listed(labels[first])}, {second} {_listed(labels[second])}: write the same "
+                "values for the same labels"
+            )
+    union = tuple(sorted(set().union(*labels.values())))
     coding = MaskCoding(kind="values", values=union, written=union)
-    return MaskReading(
-        prediction=coding,
-        truth=coding,
+    return SetReading(
+        codings=dict.fromkeys(values, coding),
         labels=(FOREGROUND,) if len(union) == 1 else tuple(f"label_{value}" for value in union),
         understood=f"labels by value: {_listed(union)}",
     )
 
 
-def _masks_by_name(folder: Path) -> dict[str, Path]:
+def masks_by_name(folder: Path) -> dict[str, Path]:
     """The masks below a folder by their names; those of one stem go by their names with ending instead.
 
     What predictions write beside their masks is left out.
+
+    Raises:
+        DatasetError: The folder does not exist.
+        PredictionError: It has no masks, or two of one name.
     """
     by_stem = defaultdict(list)
     beside = (OVERLAYS, PROBABILITIES, SEGMENTATIONS) if (folder / RECORD).exists() else ()
@@ -300,25 +338,36 @@ def _masks_by_name(folder: Path) -> dict[str, Path]:
     return masks
 
 
-def _read_pairs(
-    pairs: Sequence[MaskPair], given: MaskReading | None, workers: int
-) -> tuple[list[_Contents], MaskReading, list[Problem]]:
-    """Read all masks for their values: the pairs that can be scored, how to read them, faults of the others."""
-    sound: list[_Contents] = []
-    faults: list[Problem] = []
-    predictions: Counter[int] = Counter()
-    truth: Counter[int] = Counter()
-    for contents in _in_processes(_inspect_pair, pairs, workers, "read"):
-        if contents.fault:
-            faults.append(contents.fault)
-            continue
-        sound.append(contents)
-        predictions.update(contents.prediction)
-        truth.update(contents.truth)
+def inspect_pairs(pairs: Sequence[MaskPair], workers: int) -> list[PairContents]:
+    """Read all masks for their values, and find what keeps a pair from being scored."""
+    return list(_in_processes(_inspect_pair, pairs, workers, "read"))
+
+
+def score_pairs(tasks: Sequence[ScoreTask], workers: int) -> list[CaseScore]:
+    """Score each pair."""
+    return list(_in_processes(_score_pair, tasks, workers, "score"))
+
+
+def split_faults(contents: Sequence[PairContents]) -> tuple[list[PairContents], list[Problem]]:
+    """The pairs that can be scored, and the faults of the others.
+
+    Raises:
+        PredictionError: None can be scored.
+    """
+    sound = [each for each in contents if each.fault is None]
+    faults = [each.fault for each in contents if each.fault is not None]
     if not sound:
         first = f"{faults[0].file}: {faults[0].what}: {faults[0].mend}"
-        raise PredictionError(f"none of the {len(pairs)} pairs of masks can be scored; the first: {first}")
-    return sound, given or judge_folders(predictions, truth), faults
+        raise PredictionError(f"none of the {len(contents)} pairs of masks can be scored; the first: {first}")
+    return sound, faults
+
+
+def add_values(contents: Iterable[Mapping[int, int]]) -> Counter[int]:
+    """How often each value occurs in all of them together."""
+    total: Counter[int] = Counter()
+    for values in contents:
+        total.update(values)
+    return total
 
 
 def _in_processes(
@@ -328,19 +377,19 @@ def _in_processes(
     return iter(tqdm(results, what, len(items), unit=" cases", disable=None, leave=False))
 
 
-def _inspect_pair(pair: MaskPair) -> _Contents:
+def _inspect_pair(pair: MaskPair) -> PairContents:
     """The values of both masks, if they can be read and have one size."""
     masks = []
     for path, axes in ((pair.prediction, None), (pair.truth, pair.axes)):
         try:
             masks.append(read_mask_stack(path, Slicing(axes=axes)))
         except FileError as fault:
-            return _Contents(pair=pair, fault=Problem.of(str(path), fault))
+            return PairContents(pair=pair, fault=Problem.of(str(path), fault))
     prediction, truth = masks
     misfit = _find_misfit(prediction, truth)
     if misfit is not None:
-        return _Contents(pair=pair, fault=Problem.of(str(pair.prediction), misfit))
-    return _Contents(
+        return PairContents(pair=pair, fault=Problem.of(str(pair.prediction), misfit))
+    return PairContents(
         pair=pair,
         prediction=count_values(prediction.values),
         truth=count_values(truth.values),
@@ -365,7 +414,7 @@ def _find_misfit(prediction: MaskStack, truth: MaskStack) -> FileError | None:
     return None
 
 
-def _score_pair(task: _ScoreTask) -> CaseScore:
+def _score_pair(task: ScoreTask) -> CaseScore:
     pair, reading = task.pair, task.reading
     return score_masks(
         pair.name,
@@ -392,12 +441,12 @@ def _binary_coding(values: Mapping[int, int]) -> MaskCoding | None:
     return coding if coding.kind == "binary" else None
 
 
-def _label_values(side: str, values: Mapping[int, int]) -> set[int]:
+def _label_values(title: str, values: Mapping[int, int]) -> set[int]:
     """The values above 0 of masks that are label maps."""
     low, high = min(values), max(values)
     if len(values) > MOST_MASK_VALUES or low < 0 or high > 65535:
         raise PredictionError(
-            f"the {side} masks hold {len(values)} values from {low} to {high}, which cannot be labels: "
+            f"{title} hold {len(values)} values from {low} to {high}, which cannot be labels: "
             "save them as PNG with 0 for background and one value from 1 to 65535 a label"
         )
     return values.keys() - {0}

@@ -2,11 +2,11 @@
 
 import argparse
 import logging
-import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from iaunet.console import ALL_DONE, command_parser, run_command, terminating_like_interrupt
+from iaunet.workspace import find_dataset
 
 if TYPE_CHECKING:
     from iaunet.inference.find_best import Finding
@@ -40,10 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from iaunet.workspace import open_workspace
-
-    workspace = open_workspace(getattr(arguments, "workspace", None), os.environ)
-    folder = workspace.find(arguments.dataset)
+    folder = find_dataset(arguments.dataset, arguments.workspace)
 
     from iaunet.inference.find_best import find_best  # imports scipy and torch: after what fails quickly
 
@@ -82,9 +79,9 @@ def _describe_tuning(tuning: "Tuning") -> list[str]:
     if tuning.calibration is not None:
         before, after = tuning.calibration.before, tuning.calibration.after
         values = [value for folds in tuning.calibration.temperatures.values() for value in folds.values()]
+        errors = f"ECE {before.ece:.4f} to {after.ece:.4f}, Brier {before.brier:.4f} to {after.brier:.4f}"
         lines += [
-            f"calibrated temperatures {min(values):.2f} to {max(values):.2f}: ECE {before.ece:.4f} to {after.ece:.4f}, "
-            f"Brier {before.brier:.4f} to {after.brier:.4f}",
+            f"calibrated temperatures {min(values):.2f} to {max(values):.2f}: {errors}",
             "             of single networks: the ensemble's own calibration cannot be measured by cross-validation",
         ]
     learnt = tuning.expected_dice
@@ -92,10 +89,10 @@ def _describe_tuning(tuning: "Tuning") -> list[str]:
         lines += [f"flags      none: {learnt.skipped}"]
     elif learnt is not None:
         flagged = "none" if learnt.dice_flagged is None else f"{learnt.dice_flagged:.4f}"
+        both = f"Dice {flagged} of the {learnt.n_flagged} cases flagged, {learnt.dice_unflagged:.4f} of the others"
+        correlation = f"{learnt.rank_correlation:.2f} ({learnt.low:.2f} to {learnt.high:.2f})"
         lines += [
-            f"flags      expected Dice below {learnt.flag_below:.3f}: Dice {flagged} of {learnt.n_flagged} flagged cases, "
-            f"{learnt.dice_unflagged:.4f} of the others",
-            f"             expected and true Dice have a rank correlation of {learnt.rank_correlation:.2f} "
-            f"({learnt.low:.2f} to {learnt.high:.2f})",
+            f"flags      below an expected Dice of {learnt.flag_below:.3f}: {both}",
+            f"             rank correlation of expected and true Dice: {correlation}",
         ]
     return lines

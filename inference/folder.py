@@ -23,18 +23,15 @@ from iaunet.errors import FileError, IaunetError, PredictionError
 from iaunet.files import is_image_file, write_png
 from iaunet.inference.audit import AuditLine, AuditLog, AuditSettings, appending, read_audit
 from iaunet.inference.dicom_seg import read_model, write_segmentation
-from iaunet.inference.familiar import Familiar
 from iaunet.inference.mosaic import Prediction
 from iaunet.inference.outcomes import Outcome, measure_mask, strips, write_outcomes
 from iaunet.inference.output import AUDIT, OVERLAYS, PROBABILITIES, RECORD, SEGMENTATIONS, TABLE, UNCERTAINTY
 from iaunet.inference.overlay import draw_stack_overlay
 from iaunet.inference.predictor import Predictor
-from iaunet.inference.runs import Run, choose_folds
 from iaunet.inference.stream import predict_stream
 from iaunet.masks import image_stem, mask_ending, path_ending, read_made_from, write_mask
 from iaunet.planners.plan import Plan
 from iaunet.preprocessing.cases import CaseInput, prepare_case
-from iaunet.records import to_json
 from iaunet.stacks import (
     Spacing,
     Stack,
@@ -76,47 +73,19 @@ class InputCase:
     files: tuple[Path, ...]
 
 
-def describe_runs(runs: Sequence[Run], folds: Sequence[str] | None, predictor: Predictor) -> dict[str, Any]:
-    """What masks depend on: the weights of runs by hash, and the settings."""
-    members = [
-        {"run": run.name, "fold": folder.fold, "weights_sha256": folder.weights_digest()}
-        for run in runs
-        for folder in choose_folds(run, list(folds) if folds else None)
-    ]
-    return describe_model(members, predictor)
-
-
-def describe_model(members: Sequence[Mapping[str, str]], predictor: Predictor) -> dict[str, Any]:
-    """What masks depend on: networks by run, fold and hash of their weights, and the settings."""
-    plan = predictor.plan
-    return {
-        "dataset": plan.dataset,
-        "members": [*members],
-        "mirroring": len(predictor.flips) > 1,
-        "temperatures": list(predictor.ensemble.temperatures),
-        "thresholds": list(plan.inference.thresholds),
-        "cleaning": to_json(predictor.cleaning),
-        "labels": dict(zip(plan.value_names, plan.coding.written, strict=True)),
-    }
-
-
 def predict_folder(
     predictor: Predictor,
-    model: Mapping[str, Any],
     inputs: Path,
     output: Path,
     options: FolderOptions,
-    familiar: Familiar | None = None,
 ) -> list[Outcome]:
     """Write a mask for every image of a folder.
 
     Args:
-        predictor: Predicts.
-        model: See `describe_model`; masks of the same model that are there already are kept.
+        predictor: Predicts; masks that the same model made are kept.
         inputs: A folder of images, searched to its depth, or one image.
         output: Gets a mask for each, see `iaunet.masks.mask_ending`, predictions.csv, predictions.json and audit.jsonl.
         options: What else to write.
-        familiar: What the training images are like: others are flagged.
 
     Returns:
         An outcome for each image, by name. An image that cannot be read fails; the rest goes on.
@@ -127,23 +96,22 @@ def predict_folder(
     """
     root, found = list_inputs(inputs, output)
     cases = group_channels(root, found, predictor.plan.channel_files)
-    return predict_cases(predictor, model, cases, output, options, familiar)
+    return predict_cases(predictor, cases, output, options)
 
 
 def predict_cases(
     predictor: Predictor,
-    model: Mapping[str, Any],
     cases: Sequence[InputCase],
     output: Path,
     options: FolderOptions,
-    familiar: Familiar | None = None,
 ) -> list[Outcome]:
     """Write a mask for each of some images, see `predict_folder`."""
     names = mask_names(cases, [mask_ending(case.files[0], predictor.plan.slicing) for case in cases])
     jobs = dict(zip(cases, names, strict=True))
+    model = predictor.describe()
     with locked(output, "predicting"):
         _claim(output, model, names, options.overwrite)
-        work = _Work(predictor, output, jobs, options, digest(model), familiar)
+        work = _Work(predictor, output, jobs, options, digest(model))
         for folder in {output, *(file.parent for case in cases for file in work.files(case))}:
             remove_leftovers(folder)
         before = {} if options.overwrite else work.find(cases)
@@ -253,7 +221,6 @@ class _Work:
     jobs: Mapping[InputCase, str]
     options: FolderOptions
     model: str
-    familiar: Familiar | None
     loaded: dict[InputCase, _Loaded] = field(default_factory=dict)
 
     @property
@@ -276,8 +243,8 @@ class _Work:
         stack = self._read(case)
         loaded.sha256, loaded.spacing_mm = stack.sha256, stack.spacing_mm
         prepared = prepare_case(stack, self.plan)
-        if self.familiar is not None:
-            loaded.differences = tuple(self.familiar.differences(stack))
+        if self.predictor.familiar is not None:
+            loaded.differences = tuple(self.predictor.familiar.differences(stack))
         return prepared
 
     def _read(self, case: InputCase) -> Stack:

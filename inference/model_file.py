@@ -30,16 +30,16 @@ from iaunet.inference.model_manifest import (
     ModelData,
     ModelFacts,
     ModelManifest,
-    ModelMember,
     ModelRun,
     ModelScoreFile,
     ModelScores,
     ScoreNote,
     TrainingFacts,
+    weights_file,
 )
 from iaunet.inference.postprocessing import NO_CLEANING, Postprocessing
 from iaunet.inference.runs import FoldFolder, Run, RunRecord, choose_folds, choose_runs
-from iaunet.inference.tuning import MemberName, Tuning
+from iaunet.inference.tuning import NetworkName, Tuning
 from iaunet.planners.fingerprint import Fingerprint
 from iaunet.planners.plan import Plan, build_planned_network, parse_plan, save_plan
 from iaunet.records import FieldError, from_json, load_record, to_json
@@ -81,7 +81,7 @@ class Model:
 
     facts: ModelFacts
     plans: Mapping[str, Plan]
-    members: tuple[ModelMember, ...]
+    members: tuple[NetworkName, ...]
     networks: tuple["nn.Module", ...]
     card: str
 
@@ -94,11 +94,6 @@ class Model:
     def tuning(self) -> Tuning:
         """What was learnt of it out of fold."""
         return self.facts.tuning
-
-    @property
-    def member_names(self) -> list[MemberName]:
-        """The run and fold of each network."""
-        return [(member.run, member.fold) for member in self.members]
 
     def first_only(self) -> "Model":
         """The same with one network."""
@@ -222,7 +217,7 @@ def _collect(
         **{run.plan: _as_bytes(plans[run.name]) for run in described},
     }
     weights = [fold.weights for of_run in folds.values() for fold in of_run]
-    copied = {member.weights: file for member, file in zip(facts.members, weights, strict=True)}
+    copied = {weights_file(member): file for member, file in zip(facts.members, weights, strict=True)}
     files: dict[str, bytes | Path] = {**texts, **copied}
     return ModelManifest(model=facts, files={name: _entry(content) for name, content in files.items()}), files
 
@@ -414,18 +409,18 @@ class _Archive:
         self.read_scores()
         for member in self.facts.members:
             if is_strange(self.plans[member.run]):
-                self.read(member.weights)
+                self.read(weights_file(member))
             else:
                 self.load_network(member)
 
-    def load_network(self, member: ModelMember) -> "nn.Module":
+    def load_network(self, member: NetworkName) -> "nn.Module":
         """Build a network and fill it."""
         import torch
 
         plan = self.plans[member.run]
         state = self._tensors(member)
         if not is_strange(plan):  # compared before it takes memory: a plan may ask for any size
-            with self._refusing(member.weights), torch.device("meta"):
+            with self._refusing(weights_file(member)), torch.device("meta"):
                 shapes = build_planned_network(plan).state_dict()
             self._require_weights_of(shapes, state, member)
         network = build_planned_network(plan)
@@ -434,23 +429,23 @@ class _Archive:
         return network
 
     def _require_weights_of(
-        self, own: Mapping[str, "torch.Tensor"], state: Mapping[str, "torch.Tensor"], member: ModelMember
+        self, own: Mapping[str, "torch.Tensor"], state: Mapping[str, "torch.Tensor"], member: NetworkName
     ) -> None:
         wrong = _differences(own, state)
         if wrong:
             raise self._refusal(
-                f"{member.weights} holds weights of another network than the plan's "
+                f"{weights_file(member)} holds weights of another network than the plan's "
                 f"({len(wrong)} tensors differ, the first is {_one_line(wrong[0])})"
             )
 
-    def _tensors(self, member: ModelMember) -> dict[str, "torch.Tensor"]:
+    def _tensors(self, member: NetworkName) -> dict[str, "torch.Tensor"]:
         import safetensors.torch
 
-        data = self.read(member.weights)
+        data = self.read(weights_file(member))
         try:
             return safetensors.torch.load(data)
         except (safetensors.SafetensorError, ValueError, KeyError, RuntimeError) as fault:
-            raise self._refusal(f"{member.weights} is no safetensors file ({_one_line(fault)})") from fault
+            raise self._refusal(f"{weights_file(member)} is no safetensors file ({_one_line(fault)})") from fault
 
     def _check_entries(self, found: Sequence[zipfile.ZipInfo], size: int) -> dict[str, zipfile.ZipInfo]:
         """The entries of the zip by name.
@@ -565,8 +560,8 @@ def _unpack(archive: _Archive, staged: DatasetFolder, folder: DatasetFolder) -> 
         training = {field.name: getattr(run.training, field.name) for field in fields(TrainingFacts)}
         target.write_record(RunRecord(plan=archive.plans[run.name], **training))
         for fold, sha256 in run.folds.items():
-            member = ModelMember(run=run.name, fold=fold, weights_sha256=sha256)
-            write_bytes(target.fold(fold).weights, archive.read(member.weights))
+            member = NetworkName(run=run.name, fold=fold, weights_sha256=sha256)
+            write_bytes(target.fold(fold).weights, archive.read(weights_file(member)))
             summary = {"weights_sha256": sha256, "run": run.name, "fold": fold}
             write_json(target.fold(fold).summary_json, summary | _scored(scores.get(("fold", run.name, fold)), run))
         if of_run := scores.get(("run", run.name, "")):

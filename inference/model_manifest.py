@@ -10,7 +10,7 @@ from iaunet.inference.expected_dice import ExpectedDice
 from iaunet.inference.familiar import Familiar
 from iaunet.inference.postprocessing import Postprocessing
 from iaunet.inference.scores import ScoreSummary
-from iaunet.inference.tuning import Tuning
+from iaunet.inference.tuning import NetworkName, Tuning
 from iaunet.metrics import METRICS
 from iaunet.records import require
 
@@ -67,18 +67,9 @@ class ModelRun:
         return tuple(self.folds[fold] for fold in sorted((f for f in self.folds if f.isdecimal()), key=int))
 
 
-@dataclass(frozen=True, kw_only=True)
-class ModelMember:
-    """One network of the ensemble."""
-
-    run: str
-    fold: str
-    weights_sha256: str
-
-    @property
-    def weights(self) -> str:
-        """The file of its weights."""
-        return f"{self.run}/fold_{self.fold}.safetensors"
+def weights_file(member: NetworkName) -> str:
+    """The file of a network's weights."""
+    return f"{member.run}/fold_{member.fold}.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,10 +179,10 @@ class ModelFacts:
         )
 
     @property
-    def members(self) -> tuple[ModelMember, ...]:
+    def members(self) -> tuple[NetworkName, ...]:
         """The networks, in the order in which they are averaged."""
         return tuple(
-            ModelMember(run=run.name, fold=fold, weights_sha256=sha256)
+            NetworkName(run=run.name, fold=fold, weights_sha256=sha256)
             for run in self.runs
             for fold, sha256 in run.folds.items()
         )
@@ -214,7 +205,7 @@ class ModelManifest:
     files: dict[str, FileEntry]
 
     def __post_init__(self) -> None:
-        weights = {member.weights: member.weights_sha256 for member in self.model.members}
+        weights = {weights_file(member): member.weights_sha256 for member in self.model.members}
         expected = {CARD, SCORES, *(run.plan for run in self.model.runs), *weights}
         unlike = sorted(expected ^ self.files.keys())
         require(not unlike, "files", unlike[:3], "those of the model's runs and folds, no more and no fewer")

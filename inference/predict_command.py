@@ -2,12 +2,10 @@
 
 import argparse
 import logging
-import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from iaunet.console import (
     ALL_DONE,
@@ -18,12 +16,11 @@ from iaunet.console import (
     terminating_like_interrupt,
 )
 from iaunet.errors import PredictionError
+from iaunet.workspace import find_dataset
 
 if TYPE_CHECKING:
-    from iaunet.inference.familiar import Familiar
     from iaunet.inference.outcomes import Outcome
     from iaunet.inference.predictor import Predictor
-    from iaunet.inference.tuning import Tuning
     from iaunet.planners.plan import Plan
     from iaunet.preprocessing.held_out import HeldOut
     from iaunet.workspace import DatasetFolder
@@ -82,20 +79,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: argparse.Namespace) -> int:
     if arguments.model and (arguments.run or arguments.folds or arguments.test):
         raise PredictionError("--run, --folds and --test are for -d DATASET: leave them out with --model")
-    folder = None if arguments.model else _find_dataset(arguments)
+    folder = None if arguments.model else find_dataset(arguments.dataset, arguments.workspace)
 
-    from iaunet.inference.folder import FolderOptions, list_inputs, predict_cases, predict_folder
+    from iaunet.inference.folder import FolderOptions, list_inputs, predict_cases
     from iaunet.inference.held_out import input_cases, load_held_out, require_usable
 
     held_out = load_held_out(folder) if folder and arguments.test else None
     if held_out is None:
         list_inputs(arguments.input, arguments.output)  # so that a wrong path is told before the networks are loaded
-    mirroring = False if arguments.no_mirroring or arguments.fast else None
-    loaded = _from_file(arguments, mirroring) if folder is None else _from_runs(arguments, folder, mirroring)
-    predictor, model = loaded.predictor, loaded.description
+    predictor = _load(arguments, folder)
     if held_out is not None and folder is not None:
         require_usable(held_out, predictor.plan, folder)
-    for line in _describe(loaded):
+    for line in _describe(predictor):
         logger.info("%s", line)
     options = FolderOptions(
         overlay=arguments.overlay,
@@ -107,10 +102,9 @@ def _run(arguments: argparse.Namespace) -> int:
     start = time.perf_counter()
     with terminating_like_interrupt():
         if held_out is None:
-            outcomes = predict_folder(predictor, model, arguments.input, arguments.output, options, loaded.familiar)
+            outcomes = predictor.predict_folder(arguments.input, arguments.output, options)
         else:
-            cases = input_cases(held_out)
-            outcomes = predict_cases(predictor, model, cases, arguments.output, options, loaded.familiar)
+            outcomes = predict_cases(predictor, input_cases(held_out), arguments.output, options)
     seconds = time.perf_counter() - start
     count = {status: sum(outcome.status == status for outcome in outcomes) for status in ("done", "kept", "failed")}
     logger.info(
@@ -132,22 +126,28 @@ def _run(arguments: argparse.Namespace) -> int:
     return ALL_DONE
 
 
-@dataclass(frozen=True)
-class _Loaded:
-    """A predictor, the digestible description of it, what was learnt of it, and what its training images are like."""
+def _load(arguments: argparse.Namespace, folder: "DatasetFolder | None") -> "Predictor":
+    """The predictor of a data set's runs, or of a model's file."""
+    from iaunet.inference.predictor import Predictor
 
-    predictor: "Predictor"
-    description: dict[str, Any]
-    tuning: "Tuning"
-    familiar: "Familiar | None"
+    settings = {
+        "device": arguments.device,
+        "mirroring": False if arguments.no_mirroring or arguments.fast else None,
+        "trusted_network": arguments.network,
+        "postprocessing": not arguments.no_postprocessing,
+        "fast": arguments.fast,
+    }
+    if folder is None:
+        return Predictor.from_model(arguments.model, **settings)
+    return Predictor.from_dataset(folder, arguments.run, arguments.folds, **settings)
 
 
-def _describe(loaded: _Loaded) -> list[str]:
+def _describe(predictor: "Predictor") -> list[str]:
     """The networks, and what is done with what they say."""
     from iaunet.inference.postprocessing import describe_postprocessing
 
-    predictor, tuning = loaded.predictor, loaded.tuning
-    lines = [f"model      run {member['run']}, fold {member['fold']}" for member in loaded.description["members"]]
+    tuning = predictor.tuning
+    lines = [f"model      run {member.run}, fold {member.fold}" for member in predictor.members]
     if tuning.postprocessing is not None:
         masks = describe_postprocessing(tuning.postprocessing, predictor.plan)
         lines.append(f"masks      {masks}, as iaunet_find_best chose")
@@ -156,54 +156,6 @@ def _describe(loaded: _Loaded) -> list[str]:
         why = learnt.skipped or "it was learnt of other networks or with other mirroring than predict now"
         lines.append(f"note       no expected Dice: {why}")
     return lines
-
-
-def _find_dataset(arguments: argparse.Namespace) -> "DatasetFolder":
-    from iaunet.workspace import open_workspace
-
-    workspace = open_workspace(getattr(arguments, "workspace", None), os.environ)
-    return workspace.find(arguments.dataset)
-
-
-def _from_runs(arguments: argparse.Namespace, folder: "DatasetFolder", mirroring: bool | None) -> _Loaded:
-    """The predictor of a data set's runs."""
-    from iaunet.inference.best import find_chosen
-    from iaunet.inference.familiar import find_familiar
-    from iaunet.inference.folder import describe_runs
-    from iaunet.inference.predictor import Predictor
-    from iaunet.inference.runs import choose_folds, choose_runs
-    from iaunet.inference.tuning import Tuning
-
-    chosen = find_chosen(folder)
-    runs = choose_runs(folder, arguments.run or (chosen.runs if chosen else None))
-    tuning = chosen.tuning if chosen is not None and [run.name for run in runs] == chosen.runs else Tuning()
-    if arguments.no_postprocessing:
-        tuning = replace(tuning, postprocessing=None)
-    folds = arguments.folds
-    if arguments.fast:
-        runs = runs[:1]
-        folds = folds or [choose_folds(runs[0], None)[0].fold]
-    predictor = Predictor.from_runs(runs, folds, arguments.device, mirroring, arguments.network, tuning)
-    familiar = find_familiar(folder, predictor.plan)
-    return _Loaded(predictor, describe_runs(runs, folds, predictor), tuning, familiar)
-
-
-def _from_file(arguments: argparse.Namespace, mirroring: bool | None) -> _Loaded:
-    """The predictor of a model's file."""
-    from iaunet.device import choose_device
-    from iaunet.inference.folder import describe_model
-    from iaunet.inference.model_file import open_model
-    from iaunet.inference.predictor import Predictor
-    from iaunet.records import to_json
-
-    model = open_model(arguments.model, arguments.network)
-    if arguments.fast:
-        model = model.first_only()
-    tuning = replace(model.tuning, postprocessing=None) if arguments.no_postprocessing else model.tuning
-    device = choose_device(arguments.device)
-    predictor = Predictor(model.plan, model.networks, device, mirroring, tuning, model.member_names)
-    description = describe_model(to_json(model.members), predictor)
-    return _Loaded(predictor, description, tuning, model.facts.familiar)
 
 
 def _score(

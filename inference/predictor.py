@@ -3,7 +3,10 @@
 import itertools
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
+from os import PathLike
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import torch
@@ -12,17 +15,28 @@ from torch import nn
 
 from iaunet.device import choose_device, is_out_of_memory
 from iaunet.errors import PredictionError
+from iaunet.inference.best import find_chosen
 from iaunet.inference.ensemble import FLIPS, Ensemble, mean_probabilities
 from iaunet.inference.expected_dice import measure_rows
+from iaunet.inference.familiar import Familiar, find_familiar
 from iaunet.inference.model_file import open_model
 from iaunet.inference.mosaic import Assembly, Prediction, RowPrediction
 from iaunet.inference.postprocessing import NO_CLEANING
-from iaunet.inference.runs import Run, choose_folds
-from iaunet.inference.tuning import Judge, MemberName, Tuning
+from iaunet.inference.runs import Run, choose_folds, choose_runs
+from iaunet.inference.tuning import Judge, NetworkName, Tuning
 from iaunet.planners.plan import Plan, build_planned_network, with_thresholds
 from iaunet.preprocessing.cases import prepare_case
-from iaunet.stacks import Stack
+from iaunet.records import to_json
+from iaunet.stacks import Stack, read_stack, volume_labels
 from iaunet.weights import load_weights
+from iaunet.workspace import DatasetFolder
+
+if TYPE_CHECKING:
+    from iaunet.inference.folder import FolderOptions
+    from iaunet.inference.outcomes import Outcome
+
+Image = NDArray[np.generic] | str | PathLike[str]
+"""Pixels, or the path of a file."""
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +52,8 @@ class Predictor:
         device: Where to run.
         mirroring: Average over the four flips; None for what the plan says.
         tuning: What was learnt of the networks out of fold; None for nothing.
-        members: The run and fold of each network, by which ``tuning`` knows them; None where they are unknown.
+        members: The name of each network, by which ``tuning`` knows it; None where they have none.
+        familiar: What the training images are like: others are flagged; None where that is not known.
 
     Raises:
         ValueError: There is no network, or the members are not one a network.
@@ -51,24 +66,67 @@ class Predictor:
         device: torch.device,
         mirroring: bool | None = None,
         tuning: Tuning | None = None,
-        members: Sequence[MemberName] | None = None,
+        members: Sequence[NetworkName] | None = None,
+        familiar: Familiar | None = None,
     ) -> None:
-        tuning, members = tuning or Tuning(), members or [("", "")] * len(networks)
+        self.tuning = tuning = tuning or Tuning()
+        self.members = tuple(members or [NetworkName()] * len(networks))
+        self.familiar = familiar
         post = tuning.postprocessing
         self.plan = plan if post is None else with_thresholds(plan, post.thresholds)
         cleaning = () if post is None else post.cleaning
         self.cleaning = cleaning if any(steps != NO_CLEANING for steps in cleaning) else ()
         self.device = device
         mirrors = plan.inference.mirroring if mirroring is None else mirroring
-        self.judge: Judge | None = tuning.judge(members, mirrors)
+        self.judge: Judge | None = tuning.judge(self.members, mirrors)
         self.batch_size = BATCH_SIZES.get(device.type, 4)
-        ensemble = Ensemble(networks, FLIPS if mirrors else FLIPS[:1], tuning.temperatures(members))
+        ensemble = Ensemble(networks, FLIPS if mirrors else FLIPS[:1], tuning.temperatures(self.members))
         self.ensemble = _ready(ensemble, device)
 
     @property
     def flips(self) -> tuple[tuple[int, ...], ...]:
         """The axes of each pass of a network, see `iaunet.inference.ensemble.FLIPS`."""
         return self.ensemble.flips
+
+    @classmethod
+    def from_dataset(
+        cls,
+        folder: DatasetFolder,
+        runs: Sequence[str] | None = None,
+        folds: Sequence[str] | None = None,
+        device: str = "auto",
+        mirroring: bool | None = None,
+        trusted_network: str | None = None,
+        postprocessing: bool = True,
+        fast: bool = False,
+    ) -> "Predictor":
+        """The ensemble of a dataset's runs, those that ``iaunet_find_best`` chose or the only one.
+
+        Args:
+            folder: The dataset's folder in the workspace, see `iaunet.workspace.find_dataset`.
+            runs: Names of runs to take instead.
+            folds: See `from_runs`.
+            device: See `from_runs`.
+            mirroring: See the class.
+            trusted_network: See `from_runs`.
+            postprocessing: Whether masks are postprocessed as ``iaunet_find_best`` chose.
+            fast: Whether one network is enough, the first.
+
+        Raises:
+            PredictionError: A run or fold is unknown or not finished, or there are several runs and none was chosen;
+                and as `from_runs`.
+        """
+        chosen = find_chosen(folder)
+        found = choose_runs(folder, [*runs] if runs else chosen.runs if chosen else None)
+        tuning = chosen.tuning if chosen is not None and [run.name for run in found] == chosen.runs else Tuning()
+        if not postprocessing:
+            tuning = replace(tuning, postprocessing=None)
+        if fast:
+            found = found[:1]
+            folds = (folds or [choose_folds(found[0], None)[0].fold])[:1]
+        return cls.from_runs(
+            found, folds, device, mirroring, trusted_network, tuning, find_familiar(folder, found[0].record.plan)
+        )
 
     @classmethod
     def from_runs(
@@ -79,6 +137,7 @@ class Predictor:
         mirroring: bool | None = None,
         trusted_network: str | None = None,
         tuning: Tuning | None = None,
+        familiar: Familiar | None = None,
     ) -> "Predictor":
         """The ensemble of the finished folds of runs.
 
@@ -89,6 +148,7 @@ class Predictor:
             mirroring: See the class.
             trusted_network: A stranger's network ``package.module:function`` whose code may be run.
             tuning: See the class.
+            familiar: See the class.
 
         Raises:
             PredictionError: A fold is not finished, the runs do not take the same input, or a run's network is a
@@ -116,16 +176,18 @@ class Predictor:
                 network = build_planned_network(run.record.plan)
                 load_weights(folder.weights, network)
                 networks.append(network)
-                members.append((run.name, folder.fold))
-        return cls(plan, networks, choose_device(device), mirroring, tuning, members)
+                members.append(NetworkName(run=run.name, fold=folder.fold, weights_sha256=folder.weights_digest()))
+        return cls(plan, networks, choose_device(device), mirroring, tuning, members, familiar)
 
     @classmethod
     def from_model(
         cls,
-        path: Path,
+        path: str | PathLike[str],
         device: str = "auto",
         mirroring: bool | None = None,
         trusted_network: str | None = None,
+        postprocessing: bool = True,
+        fast: bool = False,
     ) -> "Predictor":
         """The ensemble of a model's file and what was learnt of it, see `iaunet.inference.model_file.open_model`.
 
@@ -134,31 +196,75 @@ class Predictor:
             device: See `iaunet.device.choose_device`.
             mirroring: See the class.
             trusted_network: See `from_runs`.
+            postprocessing: See `from_dataset`.
+            fast: See `from_dataset`.
 
         Raises:
             PredictionError: The file is none of ours, damaged or changed, or a network is a stranger's that is not
                 trusted.
         """
-        model = open_model(path, trusted_network)
-        return cls(model.plan, model.networks, choose_device(device), mirroring, model.tuning, model.member_names)
+        model = open_model(Path(path), trusted_network)
+        if fast:
+            model = model.first_only()
+        tuning = model.tuning if postprocessing else replace(model.tuning, postprocessing=None)
+        return cls(
+            model.plan,
+            model.networks,
+            choose_device(device),
+            mirroring,
+            tuning,
+            model.members,
+            model.facts.familiar,
+        )
 
-    def predict(self, image: NDArray[np.generic]) -> NDArray[np.generic]:
-        """Predict one image.
+    def describe(self) -> dict[str, Any]:
+        """What masks depend on: networks by run, fold and hash of their weights, and the settings."""
+        plan = self.plan
+        return {
+            "dataset": plan.dataset,
+            "members": to_json(self.members),
+            "mirroring": len(self.flips) > 1,
+            "temperatures": list(self.ensemble.temperatures),
+            "thresholds": list(plan.inference.thresholds),
+            "cleaning": to_json(self.cleaning),
+            "labels": dict(zip(plan.value_names, plan.coding.written, strict=True)),
+        }
+
+    @overload
+    def predict(self, image: NDArray[np.generic] | str | PathLike[str]) -> NDArray[np.integer]: ...
+
+    @overload
+    def predict(self, image: list[Image]) -> list[NDArray[np.integer]]: ...
+
+    def predict(self, image: Image | list[Image]) -> NDArray[np.integer] | list[NDArray[np.integer]]:
+        """Predict one image, or several one after the other.
 
         Args:
-            image: [H, W] grey or [H, W, C] colour, in the units of the training images (8-bit: 0 to 255).
+            image: [H, W] grey or [H, W, C] colour, in the units of the training images (8-bit: 0 to 255); the path of
+                a file that `iaunet_predict` reads; or a list of these.
 
         Returns:
-            The mask [H, W] with the values of the training masks.
+            The mask with the values of the training masks, [H, W]; of a volume the voxels in the order of its file's
+            axes as `iaunet.stacks.read_stack` turns them: inferior, posterior, left. For a list a mask each.
 
         Raises:
-            ValueError: The array has other axes.
-            FileError: Its channels cannot be brought to those of the training images.
+            ValueError: An array has other axes.
+            FileError: A file cannot be read, or its channels or type are not those of the training images.
         """
-        if image.ndim not in (2, 3):
-            raise ValueError(f"an image is [H, W] or [H, W, C], not {image.shape}")
-        pixels = image[None] if image.ndim == 2 else np.moveaxis(image, 2, 0)
-        return self.plan.coding.decode(self.predict_case(Stack(pixels[:, None])).labels[0])
+        if isinstance(image, list):
+            return [self.predict(each) for each in image]
+        stack = _to_stack(image) if isinstance(image, np.ndarray) else read_stack([Path(image)], self.plan.slicing)
+        labels = self.predict_case(stack).labels
+        of_volume = volume_labels(labels, self.plan.slicing) if len(labels) > 1 else labels[0]
+        return self.plan.coding.decode(of_volume)
+
+    def predict_folder(
+        self, inputs: str | PathLike[str], output: str | PathLike[str], options: "FolderOptions | None" = None
+    ) -> "list[Outcome]":
+        """Write a mask for every image of a folder, see `iaunet.inference.folder.predict_folder`."""
+        from iaunet.inference.folder import FolderOptions, predict_folder  # which need this class
+
+        return predict_folder(self, Path(inputs), Path(output), options or FolderOptions())
 
     def predict_case(
         self, stack: Stack, keep_probabilities: bool = False, keep_uncertainty: bool = False
@@ -256,3 +362,10 @@ class Predictor:
 def _ready(ensemble: Ensemble, device: torch.device) -> Ensemble:
     ensemble = ensemble.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return ensemble.eval()
+
+
+def _to_stack(image: NDArray[np.generic]) -> Stack:
+    if image.ndim not in (2, 3):
+        raise ValueError(f"an image is [H, W] or [H, W, C], not {image.shape}")
+    pixels = image[None] if image.ndim == 2 else np.moveaxis(image, 2, 0)
+    return Stack(pixels[:, None])

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from iaunet.dataset import IGNORED
 from iaunet.errors import PredictionError
 from iaunet.inference.crossval import LabelSummary, Summary, summarise_label
+from iaunet.inference.text_tables import aligned
 from iaunet.metrics import METRICS, Counts, Label, count_case, score_case
 from iaunet.planners.planner import NO_GROUPS
 from iaunet.storage import read_text, write_text
@@ -212,13 +213,4 @@ def _block(
                 str(summary.n_left_out),
             ]
         )
-    return _aligned(rows)
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """The first column to the left, the others to the right."""
-    first, *others = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join([row[0].ljust(first), *(cell.rjust(n) for cell, n in zip(row[1:], others, strict=True))])
-        for row in rows
-    ]
+    return aligned(rows)

@@ -10,8 +10,14 @@ from iaunet.inference.calibration import Calibration
 from iaunet.inference.expected_dice import DiceModel, ExpectedDice, features_of
 from iaunet.inference.postprocessing import Postprocessing
 
-MemberName = tuple[str, str]
-"""The run and the fold of a network."""
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkName:
+    """A network of an ensemble: its run, its fold, and the hash of its weights."""
+
+    run: str = ""
+    fold: str = ""
+    weights_sha256: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,15 +45,17 @@ class Tuning:
     calibration: Calibration | None = None
     expected_dice: ExpectedDice | None = None
 
-    def temperatures(self, members: Sequence[MemberName]) -> tuple[float, ...] | None:
+    def temperatures(self, members: Sequence[NetworkName]) -> tuple[float, ...] | None:
         """The temperatures of an ensemble's networks, None where none are known."""
-        return tuple(self.calibration.of(*member) for member in members) if self.calibration else None
+        if self.calibration is None:
+            return None
+        return tuple(self.calibration.of(member.run, member.fold) for member in members)
 
-    def judge(self, members: Sequence[MemberName], mirroring: bool) -> Judge | None:
+    def judge(self, members: Sequence[NetworkName], mirroring: bool) -> Judge | None:
         """What tells the expected Dice, None where it was not learnt for these networks or this mirroring."""
         learnt = self.expected_dice
         if learnt is None or learnt.flag_below is None or learnt.mirroring != mirroring:
             return None
-        models = [learnt.models.get(run, {}).get(fold) for run, fold in members]
+        models = [learnt.models.get(member.run, {}).get(member.fold) for member in members]
         known = tuple(model for model in models if model is not None)
         return Judge(known, learnt.flag_below) if len(known) == len(models) else None

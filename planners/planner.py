@@ -1,13 +1,14 @@
 """Planners: they decide everything about a dataset from its fingerprint, and say why."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from iaunet.dataset import Dataset
 from iaunet.errors import PlanError
 from iaunet.planners import rules
 from iaunet.planners.fingerprint import INPUT_SIZE, Fingerprint
+from iaunet.planners.folds import Splits, make_splits
 from iaunet.planners.plan import InferencePlan, NetworkOption, NetworkPlan, Normalisation, Plan, content_digest
 from iaunet.planners.recipes import RECIPES, Recipe
 from iaunet.planners.rules import Choice, InputMode
@@ -148,6 +149,34 @@ class PaperPlanner(AutoPlanner):
 
 
 PLANNERS: Mapping[str, type[AutoPlanner]] = {"auto": AutoPlanner, "paper": PaperPlanner}
+
+
+def plan_dataset(
+    dataset: Dataset,
+    fingerprint: Fingerprint,
+    planner: AutoPlanner | None = None,
+    *,
+    width: int | None = None,
+    n_folds: int = 5,
+    known_folds: Mapping[str, Sequence[Sequence[str]]] | None = None,
+    before: Plan | None = None,
+) -> tuple[Plan, Splits]:
+    """Decide everything about a dataset: how it is trained on, and its folds.
+
+    Args:
+        dataset: What was understood of the raw data.
+        fingerprint: What was measured on it.
+        planner: Decides; None for `AutoPlanner`.
+        width: Channels of the network's first stage, when the user wishes others than the planner's.
+        n_folds: Folds of each split.
+        known_folds: The held-out cases of each fold of an earlier planning, by split: known cases keep their fold.
+        before: The plan of an earlier state of the data.
+
+    Raises:
+        PlanError: Folds cannot be made of so few cases or groups.
+    """
+    splits = make_splits(fingerprint, dataset.groups, n_folds, known_folds)
+    return (planner or AutoPlanner()).plan(dataset, fingerprint, width, splits.missing, before), splits
 
 
 def find_planner(name: str) -> AutoPlanner:

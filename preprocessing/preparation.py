@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import io
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +15,9 @@ from iaunet.discovery import require_folder
 from iaunet.errors import DatasetError, IaunetError, PlanError, WorkspaceError
 from iaunet.grouping import Grouping, resolve_groups
 from iaunet.planners.fingerprint import Fingerprint, Reading, fingerprint_dataset
-from iaunet.planners.folds import Splits, load_splits, make_splits, save_splits
+from iaunet.planners.folds import Splits, load_splits, save_splits
 from iaunet.planners.plan import Plan, decisions, load_plan, save_plan
-from iaunet.planners.planner import AutoPlanner, find_planner
+from iaunet.planners.planner import AutoPlanner, find_planner, plan_dataset
 from iaunet.planners.suspicions import ALL_MASKS
 from iaunet.preprocessing.arrays import Index, open_arrays
 from iaunet.preprocessing.check import write_check
@@ -25,7 +26,7 @@ from iaunet.preprocessing.layout import Layout, understand
 from iaunet.preprocessing.preprocess import preprocess
 from iaunet.records import differences, load_record, to_json
 from iaunet.storage import remove_leftovers, write_json, write_text
-from iaunet.workspace import DatasetFolder, Workspace, is_dataset_name, is_path, locked
+from iaunet.workspace import DatasetFolder, Workspace, is_dataset_name, is_path, locked, open_workspace
 
 logger = logging.getLogger(__name__)
 
@@ -103,6 +104,32 @@ def _source_before(folder: DatasetFolder) -> Source | None:
     except WorkspaceError as fault:
         logger.info("planned anew: %s", fault)
         return None
+
+
+def prepare(
+    dataset: str | Path,
+    workspace: str | Path | None = None,
+    wish: Preparation | None = None,
+    *,
+    name: str | None = None,
+    **said: Any,
+) -> Prepared:
+    """Read, check, fingerprint, plan and preprocess a dataset, as ``iaunet_plan_and_preprocess`` does.
+
+    Args:
+        dataset: A folder with raw data, or a name the workspace knows.
+        workspace: See `iaunet.workspace.open_workspace`.
+        wish: How to prepare it; None for all stages in this process.
+        name: The dataset's name in the workspace, None for the folder's own.
+        said: Fields of `iaunet.dataset.Source`, as ``groups="folder"`` or ``width=8``.
+
+    Raises:
+        TypeError: There is no such field.
+        IaunetError: See `locate_dataset` and `prepare_dataset`.
+    """
+    root = open_workspace(None if workspace is None else Path(workspace), os.environ)
+    folder, source = locate_dataset(root, os.fspath(dataset), said, name)
+    return prepare_dataset(folder, source, wish or Preparation())
 
 
 def prepare_dataset(folder: DatasetFolder, source: Source, wish: Preparation) -> Prepared:
@@ -199,9 +226,15 @@ class _Page:
 
 def _plan_and_preprocess(prepared: Prepared, fingerprint: Fingerprint, wish: Preparation) -> Prepared:
     folder, dataset, source = prepared.folder, prepared.dataset, prepared.dataset.source
-    splits = make_splits(fingerprint, dataset.groups, source.n_folds, _known_folds(folder, dataset, source.n_folds))
-    planner = wish.planner or find_planner(source.planner)
-    plan = planner.plan(dataset, fingerprint, source.width, splits.missing, _plan_before(folder))
+    plan, splits = plan_dataset(
+        dataset,
+        fingerprint,
+        wish.planner or find_planner(source.planner),
+        width=source.width,
+        n_folds=source.n_folds,
+        known_folds=_known_folds(folder, dataset, source.n_folds),
+        before=_plan_before(folder),
+    )
     leakage = prepared.held_out.leakage if prepared.held_out else None
     if leakage:
         plan = dataclasses.replace(plan, warnings=(*plan.warnings, leakage))

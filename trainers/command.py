@@ -4,13 +4,14 @@ import argparse
 import contextlib
 import json
 import logging
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from iaunet.console import ALL_DONE, command_parser, run_command, terminating_like_interrupt
 from iaunet.networks import NETWORKS
+from iaunet.trainers.metrics_log import LOGS
+from iaunet.workspace import find_dataset
 
 if TYPE_CHECKING:
     from iaunet.planners.plan import NetworkOption
@@ -55,7 +56,17 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", default="auto", metavar="DEVICE", help="auto, cpu, cuda, cuda:1, mps")
     parser.add_argument("--weights", type=Path, metavar="FILE", help="start from the weights of a safetensors file")
     parser.add_argument("--workers", type=int, metavar="N", help="loading processes (default: chosen)")
-    parser.add_argument("--val_only", action="store_true", help="predict and score the held-out cases again")
+    parser.add_argument(
+        "--log",
+        choices=LOGS,
+        default="csv",
+        help="where the numbers of each epoch go: csv, or csv and tensorboard (iaunet[tensorboard])",
+    )
+    parser.add_argument(
+        "--val_only",
+        action="store_true",
+        help="predict and score the held-out cases again; with --name by the settings of that run",
+    )
     parser.add_argument("--restart", action="store_true", help="put the old run aside and begin anew")
     return parser
 
@@ -83,10 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from iaunet.workspace import open_workspace
-
-    workspace = open_workspace(getattr(arguments, "workspace", None), os.environ)
-    folder = workspace.find(arguments.dataset)
+    folder = find_dataset(arguments.dataset, arguments.workspace)
 
     from iaunet.trainers.training import TrainingOptions, train  # imports torch: after what fails quickly
 
@@ -108,6 +116,7 @@ def _run(arguments: argparse.Namespace) -> int:
         val_only=arguments.val_only,
         restart=arguments.restart,
         workers=arguments.workers,
+        log=arguments.log,
     )
     with terminating_like_interrupt():
         run = train(folder, arguments.fold, options)

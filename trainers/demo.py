@@ -10,7 +10,7 @@ from iaunet.discovery import list_images
 from iaunet.errors import WorkspaceError
 from iaunet.files import read_image, read_mask, write_png
 from iaunet.inference.evaluation import Evaluation, evaluate_folders
-from iaunet.inference.folder import FolderOptions, describe_runs, predict_folder
+from iaunet.inference.folder import FolderOptions
 from iaunet.inference.overlay import Picture, contact_sheet, draw_overlay
 from iaunet.inference.predictor import Predictor
 from iaunet.inference.runs import Run
@@ -113,9 +113,8 @@ def _prepare(output: Path, options: DemoOptions) -> DatasetFolder:
 
 def _predict_unseen(output: Path, run: Run) -> Evaluation:
     predictor = Predictor.from_runs([run], FOLDS)
-    model = describe_runs([run], FOLDS, predictor)
     masks = output / "predicted_masks"
-    predict_folder(predictor, model, output / "new_images", masks, FolderOptions(overlay=True))
+    predictor.predict_folder(output / "new_images", masks, FolderOptions(overlay=True))
     evaluation = evaluate_folders(masks, output / "new_masks", groups=None)
     for line in format_table(evaluation.summary):
         logger.info("%s", line)

@@ -1,5 +1,6 @@
 """The trainer: one fold of one run, from its first step to its scores."""
 
+import contextlib
 import logging
 import math
 import platform
@@ -28,6 +29,7 @@ from iaunet.trainers.averaging import WeightAverage
 from iaunet.trainers.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from iaunet.trainers.loader import Batch, Collator, RowDataset, ending_workers, make_loader, start_batches
 from iaunet.trainers.memory import micro_batches
+from iaunet.trainers.metrics_log import MetricsLog, find_log
 from iaunet.trainers.prior import output_shares, start_at_prior
 from iaunet.trainers.progress import Estimate, Metrics, Picture
 from iaunet.trainers.sampling import CaseOrder, EpochSampler, Sample
@@ -50,7 +52,7 @@ class FoldSetup:
     ``run`` names the run's settings by their digest. ``train`` and ``validation`` are names of cases; the second is
     empty when a model is trained on every case. ``commands_folds`` is how many folds the command will train, this
     one included; ``hours`` limits the whole command and fixes the number of epochs unless ``epochs`` has done so.
-    ``weights`` is a file to start from.
+    ``weights`` is a file to start from, ``log`` a name of `iaunet.trainers.metrics_log.LOGS`.
     """
 
     plan: Plan
@@ -67,6 +69,7 @@ class FoldSetup:
     commands_folds: int = 1
     hours: float | None = None
     weights: Path | None = None
+    log: str = "csv"
 
 
 class Trainer:
@@ -103,7 +106,7 @@ class Trainer:
         self.build()
         self.resume_or_start()
         stopping = handling_signals((signal.SIGINT, signal.SIGTERM), self._ask_to_stop)
-        with stopping, ending_workers(self.loader):
+        with stopping, ending_workers(self.loader), closing_logs(self.logs):
             while self.epoch < self.epochs:
                 self.train_epoch()
                 validation = self.validate()
@@ -250,7 +253,7 @@ class Trainer:
         return torch.from_numpy(plan.coding.targets(np.stack(masks)) > 0)
 
     def log_epoch(self, validation: dict[str, float]) -> None:
-        """Tell the epoch's numbers, on the screen and in metrics.csv, and begin the next."""
+        """Tell the epoch's numbers, on the screen, in metrics.csv and in the log that was asked for; begin the next."""
         steps = self.sampler.order.steps
         row = {
             "epoch": self.epoch + 1,
@@ -259,7 +262,8 @@ class Trainer:
             "lr": self.learning_rate(),
             "seconds": self.seconds,
         }
-        self.metrics.add(row)
+        for log in self.logs:
+            log.add(row)
         logger.info(
             "epoch %d/%d  loss %.3f  dice %.3f  lr %.1e  %.0f s",
             row["epoch"],
@@ -280,10 +284,16 @@ class Trainer:
         if self.folder.checkpoint.exists():
             self.load(load_checkpoint(self.folder.checkpoint))
         self.metrics = Metrics(self.folder.metrics_csv, self.epoch)
+        self.logs: list[MetricsLog] = [self.metrics, *self.further_logs()]
         self.picture = Picture(self.folder.progress_png)
         steps = (self.epochs - self.epoch) * self.sampler.order.steps - self.step
         later = (self.setup.commands_folds - 1) * self.epochs * self.sampler.order.steps
         self.estimate = Estimate(steps + later, self.device.type == "cpu")
+
+    def further_logs(self) -> list[MetricsLog]:
+        """The logs beside metrics.csv, each in a folder or file of its name."""
+        name = self.setup.log
+        return [] if name == "csv" else [find_log(name)(self.folder.root / name, self.epoch)]
 
     def load(self, checkpoint: Checkpoint) -> None:
         """Go back to the state of a checkpoint.
@@ -421,6 +431,15 @@ class Trainer:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         logger.warning("memory ran out: going on with %d rows at a time", self.micro_batch)
+
+
+@contextlib.contextmanager
+def closing_logs(logs: Sequence[MetricsLog]) -> Iterator[None]:
+    """Close the logs at the end of a block, however it ends."""
+    with contextlib.ExitStack() as stack:
+        for log in logs:
+            stack.callback(log.close)
+        yield
 
 
 def dice_per_image(predicted: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:

@@ -26,6 +26,7 @@ from iaunet.preprocessing.arrays import open_arrays
 from iaunet.records import differences, require, to_json
 from iaunet.storage import digest, file_digest, make_folder
 from iaunet.trainers.memory import find_micro_batch
+from iaunet.trainers.metrics_log import find_log
 from iaunet.trainers.trainer import FoldSetup, Trainer, library_versions
 from iaunet.weights import load_weights
 from iaunet.workers import default_workers
@@ -44,8 +45,10 @@ class TrainingOptions:
 
     ``network_options`` are arguments of the network's builder. ``split`` is a name or a JSON file, ``name`` the run's
     (else NETWORK-RECIPE-SPLIT), ``hours`` a limit for the whole command, ``memory_gb`` for a training step,
-    ``weights`` a safetensors file to start from. ``val_only`` predicts and scores finished trainings again, ``restart``
-    puts the old run aside and begins anew. ``workers`` are loading processes.
+    ``weights`` a safetensors file to start from. ``val_only`` predicts and scores finished trainings again, with
+    ``name`` those of that run whatever its settings; ``restart`` puts the old run aside and begins anew. ``workers``
+    are loading processes. ``log`` says where the numbers of each epoch go besides metrics.csv, by a name of
+    `iaunet.trainers.metrics_log.LOGS`.
     """
 
     network: str | None = None
@@ -65,6 +68,7 @@ class TrainingOptions:
     val_only: bool = False
     restart: bool = False
     workers: int | None = None
+    log: str = "csv"
 
     def __post_init__(self) -> None:
         require(self.seed >= 0, "seed", self.seed, "a whole number of 0 or more")
@@ -115,15 +119,24 @@ class _Training:
     def __init__(self, folder: DatasetFolder, options: TrainingOptions) -> None:
         self.folder = folder
         self.options = options
+        find_log(options.log)  # so that what is not installed is told first
         self.dataset: Dataset = folder.load_dataset()
-        self.plan = resolve_plan(load_plan(folder.plan_json), options)
+        self.named = self._find_named()
+        self.plan = resolve_plan(self.named.plan if self.named else load_plan(folder.plan_json), options)
         _tell_unmet_needs(self.plan)
         names = [case.name for case in self.dataset.cases]
-        wish = options.split or self.plan.split
+        wish = options.split or (self.named.split if self.named else self.plan.split)
         self.split: Split = find_split(load_splits(folder.splits_json), wish, names, self.dataset.groups)
         open_arrays(folder.preprocessed, self.plan.arrays_digest)  # so that what is missing is told first
         default_name = f"{self.plan.network.name.rpartition(':')[2]}-{self.plan.recipe.name}-{self.split.name}"
         self.run = Run(folder.runs / _valid_name(default_name if options.name is None else options.name))
+
+    def _find_named(self) -> RunRecord | None:
+        """The record of a run that is to be scored again under its name: its own settings are meant."""
+        if not (self.options.val_only and self.options.name):
+            return None
+        run = Run(self.folder.runs / _valid_name(self.options.name))
+        return run.record if run.run_json.exists() else None
 
     @cached_property
     def device(self) -> torch.device:
@@ -151,7 +164,9 @@ class _Training:
         """The run's record: the one on disk if it has the same settings, else that of a new run."""
         if self.run.run_json.exists() and not self.options.restart:
             record = self.run.record
-            self._require_same(record)
+            as_begun = self.named is not None and self.plan == self.named.plan
+            if not as_begun or digest(to_json(self.split.folds)) != record.split_digest:
+                self._require_same(record)
             return record
         if self.options.val_only:
             raise TrainingError(f"{self.run.name} was not trained yet: leave out --val_only")
@@ -202,6 +217,7 @@ class _Training:
             commands_folds=commands_folds,
             hours=record.hours if record.epochs is None else None,
             weights=self.options.weights,
+            log=self.options.log,
         )
 
     def _validate(self, fold: FoldFolder, cases: Fold, record: RunRecord) -> None:

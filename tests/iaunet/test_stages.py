@@ -1,5 +1,7 @@
+import ast
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -8,8 +10,22 @@ import iaunet
 
 @pytest.mark.parametrize("name", iaunet.STAGES)
 def test_every_stage_is_found_under_its_name(name):
-    assert getattr(iaunet, name).__name__ == name
+    assert getattr(iaunet, name).__name__ == iaunet.STAGES[name].partition(":")[2]
     assert name in dir(iaunet)
+
+
+def test_type_checkers_know_the_same_stages_from_the_same_places():
+    tree = ast.parse(Path(iaunet.__file__).read_text(encoding="utf-8"))
+    [block] = [node for node in tree.body if isinstance(node, ast.If)]
+
+    typed = {
+        alias.asname: f"{node.module}:{alias.name}"
+        for node in block.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert typed == iaunet.STAGES
+    assert {*iaunet.__all__} == {*iaunet.STAGES}
 
 
 def test_an_unknown_name_is_no_stage():

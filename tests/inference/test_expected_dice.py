@@ -14,8 +14,10 @@ from iaunet.inference.expected_dice import (
     measure_rows,
     rank_correlation,
 )
-from iaunet.inference.tuning import Tuning
+from iaunet.inference.tuning import NetworkName, Tuning
 from iaunet.records import FieldError, from_json, to_json
+
+A, B = NetworkName(run="a", fold="0"), NetworkName(run="b", fold="1")
 
 
 def made_up(n=200, n_groups=40, noise=0.05, seed=0):
@@ -134,13 +136,13 @@ def test_an_image_is_judged_by_the_mean_of_its_networks_models():
     }
     tuning = Tuning(expected_dice=ExpectedDice(flag_below=0.4, models=models, mirroring=True))
 
-    found = tuning.judge([("a", "0"), ("b", "1")], mirroring=True)
+    found = tuning.judge([A, B], mirroring=True)
 
     assert found.expect(statistics) == pytest.approx((0.8 + 0.1 + 0.2) / 2)
     assert found.flag_below == 0.4
-    assert tuning.judge([("a", "0"), ("b", "1")], mirroring=False) is None
-    assert tuning.judge([("a", "0"), ("b", "2")], mirroring=True) is None
-    assert Tuning().judge([("a", "0")], mirroring=True) is None
+    assert tuning.judge([A, B], mirroring=False) is None
+    assert tuning.judge([A, NetworkName(run="b", fold="2")], mirroring=True) is None
+    assert Tuning().judge([A], mirroring=True) is None
 
 
 def test_a_constant_has_no_rank_correlation():

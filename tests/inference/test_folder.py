@@ -20,7 +20,6 @@ from iaunet.inference.expected_dice import DiceModel, ExpectedDice
 from iaunet.inference.familiar import Familiar
 from iaunet.inference.folder import (
     FolderOptions,
-    describe_runs,
     group_channels,
     list_inputs,
     mask_names,
@@ -29,7 +28,7 @@ from iaunet.inference.folder import (
 from iaunet.inference.overlay import draw_overlay
 from iaunet.inference.predictor import Predictor
 from iaunet.inference.runs import Run
-from iaunet.inference.tuning import Tuning
+from iaunet.inference.tuning import NetworkName, Tuning
 from iaunet.planners.plan import InferencePlan
 from iaunet.preprocessing.cases import prepare_case
 from iaunet.stacks import Stack, read_stack
@@ -45,11 +44,6 @@ def run(trained_toy):
 @pytest.fixture(scope="module")
 def predictor(run):
     return Predictor.from_runs([run], ["0"], "cpu", mirroring=False)
-
-
-@pytest.fixture(scope="module")
-def model(run, predictor):
-    return describe_runs([run], ["0"], predictor)
 
 
 @pytest.fixture
@@ -69,11 +63,11 @@ def output(tmp_path):
 
 
 @pytest.fixture
-def predict(predictor, model, images, output):
+def predict(predictor, images, output):
     """Predict the images into the output folder; returns status and problem by image."""
 
-    def run_folder(inputs=images, to=output, by=predictor, described=model, **options):
-        return {o.image: o for o in predict_folder(by, described, inputs, to, FolderOptions(**options))}
+    def run_folder(inputs=images, to=output, by=predictor, **options):
+        return {o.image: o for o in predict_folder(by, inputs, to, FolderOptions(**options))}
 
     return run_folder
 
@@ -434,7 +428,7 @@ def test_leftovers_of_a_killed_prediction_are_removed(predict, output, images):
 @pytest.fixture
 def other(run):
     predictor = Predictor.from_runs([run], ["1"], "cpu", mirroring=True)
-    return {"by": predictor, "described": describe_runs([run], ["1"], predictor)}
+    return {"by": predictor}
 
 
 def test_another_model_is_refused_without_overwrite_and_replaces_with_it(predict, output, other):
@@ -539,34 +533,45 @@ def judged(predictor, flag_below):
     models = {"run": {"0": DiceModel(intercept=0.0, coefficients=(1.0, 0, 0, 0, 0))}}
     learnt = ExpectedDice(flag_below=flag_below, models=models, mirroring=False)
     networks = [*predictor.ensemble.networks]
-    return Predictor(predictor.plan, networks, predictor.device, False, Tuning(expected_dice=learnt), [("run", "0")])
+    return Predictor(
+        predictor.plan,
+        networks,
+        predictor.device,
+        False,
+        Tuning(expected_dice=learnt),
+        [NetworkName(run="run", fold="0")],
+    )
 
 
-def test_an_expected_dice_is_told_flagged_and_remembered(predictor, model, images, output):
+def test_an_expected_dice_is_told_flagged_and_remembered(predictor, images, output):
     by = judged(predictor, flag_below=2.0)
-    first = predict_folder(by, model, images, output, FolderOptions())
+    first = predict_folder(by, images, output, FolderOptions())
 
     for outcome in first:
         assert 0.5 < outcome.expected_dice < 1
         assert outcome.flag == f"expected Dice {outcome.expected_dice:.2f}"
-        prediction = by.predict_case(read_stack([images / outcome.image], predictor.plan.slicing), keep_probabilities=True)
+        prediction = by.predict_case(
+            read_stack([images / outcome.image], predictor.plan.slicing), keep_probabilities=True
+        )
         assert outcome.expected_dice == pytest.approx(by.expect_dice(prediction))
-    again = predict_folder(by, model, images, output, FolderOptions())
+    again = predict_folder(by, images, output, FolderOptions())
     assert [outcome.status for outcome in again] == ["kept"] * 5
     assert [(o.expected_dice, o.flag) for o in again] == [(o.expected_dice, o.flag) for o in first]
     assert [row["expected_dice"] for row in table_of(output)] == [f"{o.expected_dice:.4f}" for o in first]
     assert {line["flag"] for line in audit_of(output)} == {outcome.flag for outcome in first}
 
-    sure = predict_folder(judged(predictor, 0.01), model, images, output, FolderOptions(overwrite=True))
+    sure = predict_folder(judged(predictor, 0.01), images, output, FolderOptions(overwrite=True))
     assert {outcome.flag for outcome in sure} == {""}
 
 
-def test_an_image_unlike_the_training_images_is_flagged(predictor, model, images, output):
+def test_an_image_unlike_the_training_images_is_flagged(predictor, images, output):
     height, width = np.asarray(Image.open(images / "case_00.png")).shape[:2]
     familiar = Familiar(channels=3, smallest=(height, width), largest=(height, width), means=((0, 255),) * 3)
     Image.new("RGB", (width + 1, height)).save(images / "case_00.png")
 
-    outcomes = predict_folder(predictor, model, images, output, FolderOptions(), familiar)
+    networks = [*predictor.ensemble.networks]
+    by = Predictor(predictor.plan, networks, predictor.device, False, familiar=familiar)
+    outcomes = predict_folder(by, images, output, FolderOptions())
 
     assert [bool(outcome.flag) for outcome in outcomes] == [True, False, False, False, False]
     expected = f"size {height} x {width + 1}, trained on {height} x {width}"
@@ -575,9 +580,8 @@ def test_an_image_unlike_the_training_images_is_flagged(predictor, model, images
 
 def test_uncertainty_is_the_spread_of_networks_and_flips_at_native_size(run, images, output):
     predictor = Predictor.from_runs([run], ["0", "1"], "cpu", mirroring=True)
-    model = describe_runs([run], ["0", "1"], predictor)
 
-    predict_folder(predictor, model, images, output, FolderOptions(uncertainty=True))
+    predict_folder(predictor, images, output, FolderOptions(uncertainty=True))
 
     path = images / "case_00.png"
     written = np.asarray(Image.open(output / "uncertainty" / "case_00.png"))

@@ -38,7 +38,7 @@ def predict(make_plan, tmp_path):
         plan = make_plan(**fields)
         predictor = Predictor(plan, [Brighter()], torch.device("cpu"))
         wishes = FolderOptions(**dict.fromkeys(options, True))
-        return {o.image: o for o in predict_folder(predictor, {"model": model}, folder, tmp_path / "out", wishes)}
+        return {o.image: o for o in predict_folder(predictor, folder, tmp_path / "out", wishes)}
 
     folder = tmp_path / "in"
     folder.mkdir()

@@ -24,7 +24,6 @@ from iaunet.inference.best import CROSSVAL, BestFolder, BestModel, Member, find_
 from iaunet.inference.calibration import Calibration, Reliability
 from iaunet.inference.expected_dice import FEATURES, DiceModel, ExpectedDice
 from iaunet.inference.familiar import find_familiar
-from iaunet.inference.folder import describe_model, describe_runs
 from iaunet.inference.model_file import (
     MOST_TEXT,
     export_model,
@@ -37,7 +36,6 @@ from iaunet.inference.runs import Run, RunRecord
 from iaunet.inference.tuning import Tuning
 from iaunet.inference.validation import write_summary
 from iaunet.planners.plan import NetworkPlan, build_planned_network, load_plan
-from iaunet.records import to_json
 from iaunet.storage import write_json
 from iaunet.weights import save_weights
 from iaunet.workspace import DatasetFolder, Workspace, locked
@@ -132,7 +130,7 @@ def choose(folder):
 
 
 def predictor_of(model):
-    return Predictor(model.plan, model.networks, CPU, tuning=model.tuning, members=model.member_names)
+    return Predictor(model.plan, model.networks, CPU, tuning=model.tuning, members=model.members)
 
 
 def assert_same_masks(one, other, images):
@@ -197,7 +195,7 @@ def test_a_model_predicts_from_its_file_as_its_runs_do_to_the_bit(source, model_
     assert len(model.networks) == 3
     assert_same_masks(from_file, from_runs, images)
     assert_same_probabilities(from_file, from_runs)
-    assert describe_model(to_json(model.members), from_file) == describe_runs(runs, None, from_runs)
+    assert from_file.describe() == from_runs.describe()
 
 
 def test_the_first_network_alone_is_that_of_the_first_fold(source, model_zip):
@@ -207,7 +205,7 @@ def test_the_first_network_alone_is_that_of_the_first_fold(source, model_zip):
     alone = Predictor.from_runs([run], ["0"], "cpu")
 
     assert_same_probabilities(predictor_of(model), alone)
-    assert describe_model(to_json(model.members), predictor_of(model)) == describe_runs([run], ["0"], alone)
+    assert predictor_of(model).describe() == alone.describe()
 
 
 def test_exporting_twice_gives_equal_bytes(source, model_zip, tmp_path):

@@ -11,6 +11,7 @@ from iaunet.dataset import MaskCoding
 from iaunet.errors import FileError, NetworkError, PredictionError
 from iaunet.inference.predictor import Predictor
 from iaunet.inference.runs import Run
+from iaunet.inference.validation import write_summary
 from iaunet.planners.plan import InferencePlan, NetworkPlan
 from iaunet.stacks import Stack
 from iaunet.weights import save_weights
@@ -305,6 +306,7 @@ def test_a_strangers_network_is_built_only_when_it_is_trusted(run, tmp_path, str
     other = copy_with_plan(run, tmp_path, network=NetworkPlan(name=name, width=4, depth=3))
     network = strange.Strange(3, 1, 4, 3)
     save_weights(other.fold("0").weights, network.state_dict())
+    write_summary(other.fold("0"), {})
 
     for trusted in (None, "strange_networks:Greedy"):
         with pytest.raises(PredictionError, match=f"was trained with {name}, whose code .* give --network {name} if"):

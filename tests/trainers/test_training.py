@@ -497,6 +497,24 @@ def test_a_damaged_record_or_checkpoint_names_the_way_out(refused, trained, work
     assert train_toy("0", "--epochs", "1", "--restart") == 0
 
 
+def test_val_only_by_name_takes_the_settings_of_that_run_but_no_other_folds(trained, capsys):
+    folder = DatasetFolder(trained / "toy")
+    run = Run(folder.runs / RUN)
+    plan = dataclasses.replace(run.record.plan, recipe=dataclasses.replace(run.record.plan.recipe, lr=0.123))
+    run.write_record(dataclasses.replace(run.record, plan=plan, seed=7))
+    before = (run.root / "fold_2" / "summary.json").read_bytes()
+    common = ["toy", "2", "--workspace", str(trained), "--val_only"]
+
+    assert main(common) == 2
+    assert "was begun with other settings (plan.recipe.lr: 0.123 ->" in capsys.readouterr().err
+    assert main([*common, "--name", RUN]) == 0
+    assert (run.root / "fold_2" / "summary.json").read_bytes() == before
+
+    run.write_record(dataclasses.replace(run.record, split_digest="other"))
+    assert main([*common, "--name", RUN]) == 2
+    assert "split_digest: other ->" in capsys.readouterr().err
+
+
 def test_val_only_of_a_fold_that_was_not_trained_is_refused(trained, capsys):
     assert main(["toy", "all", "--workspace", str(trained), "--val_only"]) == 2
 
