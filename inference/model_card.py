@@ -32,6 +32,8 @@ def write_card(facts: ModelFacts, plans: Mapping[str, Plan], scores: Sequence[Mo
         "Training": _training(facts, plans),
         "Scores": _scores(scores),
         "Postprocessing": _postprocessing(facts, plan),
+        "Calibration": _calibration(facts),
+        "Images to look at": _flags(facts),
         "Input and output": _input(plan),
         "How to predict": _use(plans),
         "Versions": _versions(facts),
@@ -128,6 +130,41 @@ def _postprocessing(facts: ModelFacts, plan: Plan) -> Iterator[str]:
     yield f"{describe_postprocessing(facts.postprocessing, plan)}."
     yield ""
     yield f"Because: {facts.chosen.postprocessing_why}"
+
+
+def _calibration(facts: ModelFacts) -> Iterator[str]:
+    if facts.calibration is None:
+        yield "Not measured: probabilities are as the networks give them."
+        return
+    values = [value for folds in facts.calibration.temperatures.values() for value in folds.values()]
+    before, after = facts.calibration.before, facts.calibration.after
+    yield f"The logits of each network are divided by a temperature ({min(values):.2f} to {max(values):.2f}), fitted on"
+    yield "the cases that its fold held out. Over the pixels of held-out cases, each fold with the temperature that the"
+    yield f"other folds ask for: expected calibration error {before.ece:.4f} before, {after.ece:.4f} after; Brier score"
+    yield f"{before.brier:.4f} before, {after.brier:.4f} after."
+    yield ""
+    yield "That is of single networks. What averaging them does to calibration cannot be measured by cross-validation:"
+    yield "every case was seen by all networks but one."
+
+
+def _flags(facts: ModelFacts) -> Iterator[str]:
+    learnt = facts.expected_dice
+    if learnt is None or learnt.skipped:
+        yield f"No Dice is expected of a mask: {learnt.skipped if learnt else 'that was not learnt'}."
+    else:
+        flagged = "no Dice" if learnt.dice_flagged is None else f"Dice {learnt.dice_flagged:.3f}"
+        yield "With each mask comes the Dice it is expected to have, from what the networks say of the image."
+        yield f"Out of fold it has a rank correlation of {learnt.rank_correlation:.2f} ({learnt.low:.2f} to"
+        yield f"{learnt.high:.2f}) with the true one. Masks with less than {learnt.flag_below:.3f} are flagged: of the"
+        yield f"cases held out {learnt.n_flagged}, with {flagged}, against {learnt.dice_unflagged:.3f} of the others."
+    familiar = facts.familiar
+    if familiar is not None:
+        sizes = " to ".join(dict.fromkeys(f"{high} x {wide}" for high, wide in (familiar.smallest, familiar.largest)))
+        means = ", ".join(f"{low:.4g} to {high:.4g}" for low, high in familiar.means)
+        yield ""
+        yield f"Flagged as well are images unlike those of the training: of another size than {sizes}, of another"
+        yield f"number of channels than {familiar.channels}, or with a mean intensity outside of {means}"
+        yield "(a channel each)."
 
 
 def _input(plan: Plan) -> Iterator[str]:

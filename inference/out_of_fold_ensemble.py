@@ -39,7 +39,8 @@ class Entrant:
 
     def probabilities(self, name: str, fold: int) -> NDArray[np.float32]:
         """What the fold that held a case out says of its rows, [rows, outputs, h, w]."""
-        return sigmoid(read_logits(self.folds[fold].logits, name) / self.temperatures.get(fold, 1.0))
+        logits = read_logits(self.folds[fold].logits, name).astype(np.float32)
+        return sigmoid(logits / self.temperatures.get(fold, 1.0))
 
 
 @dataclass(frozen=True, eq=False)

@@ -52,7 +52,16 @@ CALIBRATION = Calibration(
     temperatures={"unet-best-random": {"0": 1.5, "1": 0.8, "2": 1.0}}, before=RELIABILITY, after=RELIABILITY
 )
 MODEL = DiceModel(intercept=0.1, coefficients=(0.8,) + (0.0,) * (len(FEATURES) - 1))
-EXPECTED_DICE = ExpectedDice(flag_below=0.4, models={"unet-best-random": dict.fromkeys("012", MODEL)})
+EXPECTED_DICE = ExpectedDice(
+    flag_below=0.4,
+    rank_correlation=0.7,
+    low=0.6,
+    high=0.8,
+    n_flagged=9,
+    dice_flagged=0.3,
+    dice_unflagged=0.9,
+    models={"unet-best-random": dict.fromkeys("012", MODEL)},
+)
 
 
 @pytest.fixture(scope="module")
@@ -269,6 +278,9 @@ def test_a_chosen_model_keeps_its_postprocessing_its_reasons_and_its_scores(fold
     assert [note.of for note in model.facts.scores] == ["model", "run"]
     assert "foreground from 0.35 on, without components under 40 px, holes filled." in model.card
     assert "Because: kept: +0.01 in all folds" in model.card
+    assert "divided by a temperature (0.80 to 1.50)" in model.card
+    assert "Masks with less than 0.400 are flagged: of the\ncases held out 9, with Dice 0.300" in model.card
+    assert "of another size than 64 x 64, of another\nnumber of channels than 3" in model.card
     assert "Chosen by iaunet_find_best: Dice 0.9, for once" in model.card
     from_runs = Predictor.from_runs([Run(folder.runs / RUN)], device="cpu", tuning=tuning)
     assert_same_masks(predictor_of(model), from_runs, images)
