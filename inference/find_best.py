@@ -186,7 +186,8 @@ class _Search:
             return Judged(ExpectedDice(skipped=why), None)
         plan = with_thresholds(self.plan, postprocessing.thresholds)
         features = {
-            entrant.run.name: features_of(case_statistics(entrant, self.fold_of, plan)) for entrant in chosen.entrants
+            entrant.run.name: features_of(case_statistics(entrant, self.fold_of, self.arrays, plan))
+            for entrant in chosen.entrants
         }
         folds = np.array([*self.fold_of.values()])
         means = np.array([dice[name] for name in self.fold_of])
