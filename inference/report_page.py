@@ -120,17 +120,28 @@ def render_page(facts: ReportFacts, pictures: Mapping[str, CasePicture | str]) -
 def choose_cases(cases: Sequence[CaseFacts]) -> tuple[list[CaseFacts], list[CaseFacts], list[CaseFacts]]:
     """The cases to show: the worst first, those nearest to the median rising, and the best first, each only once.
 
-    Of equally bad cases those with more wrong pixels come first. Cases without any label in their truth are among the
-    worst if something was predicted, never among the others.
+    Of equally bad cases those with more wrong pixels come first. The worst and the best are of different groups as far
+    as there are enough. Cases without any label in their truth are among the worst if something was predicted, never
+    among the others.
     """
     ranked = sorted(cases, key=lambda case: (case.dice, -_wrong_pixels(case)))
-    worst = ranked[:N_WORST]
-    others = [case for case in ranked[N_WORST:] if _has_label(case)]
-    best = others[::-1][:N_BEST]
-    between = others[: len(others) - len(best)]
+    worst = _of_different_groups(ranked, N_WORST)
+    others = [case for case in ranked if case not in worst and _has_label(case)]
+    best = _of_different_groups(others[::-1], N_BEST)
+    between = [case for case in others if case not in best]
     median = ranked[len(ranked) // 2].dice if ranked else math.nan
     nearest = sorted(between, key=lambda case: abs(case.dice - median))[:N_MEDIAN]
     return worst, sorted(nearest, key=lambda case: case.dice), best
+
+
+def _of_different_groups(ranked: Sequence[CaseFacts], n: int) -> list[CaseFacts]:
+    """The first ``n`` cases, those of a group that is there already only where others do not suffice."""
+    firsts: dict[str, CaseFacts] = {}
+    for case in ranked:
+        firsts.setdefault(case.group or case.name, case)
+    chosen = [*firsts.values()][:n]
+    chosen += [case for case in ranked if case not in chosen][: n - len(chosen)]
+    return sorted(chosen, key=ranked.index)
 
 
 def _wrong_pixels(case: CaseFacts) -> int:

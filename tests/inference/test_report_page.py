@@ -271,6 +271,19 @@ def test_of_equally_bad_cases_those_with_more_wrong_pixels_come_first(facts):
     assert [each.name for each in choose_cases(cases)[0]] == ["50", "7", "1"]
 
 
+def test_the_worst_and_the_best_are_of_different_groups_as_far_as_there_are_enough(facts):
+    case = facts().cases[0]
+    cases = [
+        dataclasses.replace(with_dice(case, f"{number}", number / 40), group=f"{min(number // 5, 4)}")
+        for number in range(40)
+    ]
+
+    worst, _, best = choose_cases(cases)
+
+    assert [case.name for case in worst] == ["0", "1", "5", "10", "15", "20"]
+    assert [case.name for case in best] == ["39", "19", "14"]
+
+
 def test_cases_without_a_lesion_are_never_the_best(facts):
     case = facts().cases[0]
     cases = [with_dice(case, f"{n}", 0.5) for n in range(9)] + [with_dice(case, "empty", 1.0, Counts(tn=100))]
