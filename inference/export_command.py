@@ -5,12 +5,15 @@ import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from iaunet.console import ALL_DONE, command_parser, run_command, terminating_like_interrupt
+from iaunet.errors import PredictionError
 
 if TYPE_CHECKING:
     from iaunet.inference.model_manifest import ModelFacts, ScoreNote
+    from iaunet.workspace import DatasetFolder
 
 logger = logging.getLogger(__name__)
 
@@ -20,14 +23,26 @@ def build_parser() -> argparse.ArgumentParser:
     parser = command_parser(
         "iaunet_export_model",
         "Write a trained model into one file: plans, weights, postprocessing, scores and a model card; no images, no "
-        "names of cases, no paths.",
+        "names of cases, no paths. With --onnx as a folder that predicts without torch.",
     )
-    parser.add_argument("dataset", metavar="DATASET", help="a name the workspace knows, or the raw data's folder")
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.zip", help="the file to write")
+    parser.add_argument(
+        "dataset",
+        metavar="DATASET",
+        help="a name the workspace knows, or the raw data's folder; with --onnx also a model's file",
+    )
+    parser.add_argument(
+        "-o", "--output", type=Path, required=True, metavar="FILE.zip", help="the file to write; with --onnx a folder"
+    )
     parser.add_argument(
         "--run", nargs="+", metavar="NAME", help="runs to export (default: those of iaunet_find_best, or the only one)"
     )
     parser.add_argument("-f", "--folds", nargs="+", metavar="FOLD", help="their folds (default: all finished ones)")
+    parser.add_argument(
+        "--onnx",
+        action="store_true",
+        help="write a folder with an ONNX model, a program that needs no torch, and a Dockerfile (iaunet[onnx])",
+    )
+    parser.add_argument("--network", metavar="NAME", help="with --onnx: trust the stranger's network of the model")
     return parser
 
 
@@ -38,21 +53,64 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    if arguments.onnx and _is_model_file(arguments.dataset):
+        if arguments.run or arguments.folds:
+            raise PredictionError("--run and --folds are for a data set: leave them out with a model's file")
+        with terminating_like_interrupt():
+            return _export_onnx(Path(arguments.dataset), arguments.output, arguments.network)
+
     from iaunet.workspace import open_workspace
 
     workspace = open_workspace(getattr(arguments, "workspace", None), os.environ)
     folder = workspace.find(arguments.dataset)
+    with terminating_like_interrupt():
+        if not arguments.onnx:
+            return _export_file(folder, arguments.output, arguments.run, arguments.folds)
 
+        from iaunet.inference.model_file import export_model
+
+        with TemporaryDirectory() as temporary:
+            model = Path(temporary) / "model.zip"
+            export_model(folder, model, arguments.run, arguments.folds)
+            return _export_onnx(model, arguments.output, arguments.network)
+
+
+def _is_model_file(dataset: str) -> bool:
+    """Whether what the user gives as a data set is a model's file."""
+    return dataset.lower().endswith(".zip") and Path(dataset).is_file()
+
+
+def _export_file(folder: "DatasetFolder", output: Path, runs: list[str] | None, folds: list[str] | None) -> int:
     from iaunet.inference.model_file import export_model  # imports scipy and torch: after what fails quickly
 
-    with terminating_like_interrupt():
-        manifest = export_model(folder, arguments.output, arguments.run, arguments.folds)
+    manifest = export_model(folder, output, runs, folds)
     for line in describe_facts(manifest.model):
         logger.info("%s", line)
-    size = arguments.output.stat().st_size
-    logger.info("written    %s (%.1f MB, %d files)", arguments.output, size / 1e6, len(manifest.files) + 1)
+    logger.info("written    %s (%.1f MB, %d files)", output, output.stat().st_size / 1e6, len(manifest.files) + 1)
     logger.info("note       licence, citation and the data's origin are yours to say: its README.md leaves them open")
-    logger.info("next       iaunet_predict --model %s -i FOLDER -o FOLDER", arguments.output)
+    logger.info("next       iaunet_predict --model %s -i FOLDER -o FOLDER", output)
+    return ALL_DONE
+
+
+def _export_onnx(path: Path, output: Path, trusted_network: str | None) -> int:
+    from iaunet.inference.model_file import open_model
+    from iaunet.inference.onnx_export import LARGEST_DIFFERENCE, export_model_as_onnx
+
+    model = open_model(path, trusted_network)
+    for line in describe_facts(model.facts):
+        logger.info("%s", line)
+    facts = export_model_as_onnx(model, output)
+    logger.info(
+        "checked    probabilities of onnxruntime differ by %.1e from torch's at most, on %d inputs (allowed: %.0e)",
+        facts.max_difference,
+        facts.n_checked,
+        LARGEST_DIFFERENCE,
+    )
+    if model.facts.data is not None and model.facts.data.n_volumes:
+        logger.warning("warning    trained on volumes, which the folder's program does not read: use iaunet_predict")
+    size = sum(file.stat().st_size for file in output.iterdir())
+    logger.info("written    %s (%.1f MB): README.md there says how to run it", output, size / 1e6)
+    logger.info("next       python %s -i FOLDER -o FOLDER", output / "iaunet_runtime.py")
     return ALL_DONE
 
 

@@ -48,7 +48,8 @@ LACKS = "lacks fold"
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """What was found, the runs that could not be compared with the reasons, and where it was written.
+    """What was found, the runs that could not be compared with the reasons, the folds that not all runs have and that
+    nothing was learnt from, and where it was written.
 
     ``masks`` says in words how they are postprocessed.
     """
@@ -58,6 +59,7 @@ class Finding:
     masks: str
     search: SearchResult
     left_out: Mapping[str, str]
+    missing: tuple[int, ...]
     folder: BestFolder
 
 
@@ -153,6 +155,7 @@ class _Search:
             masks=describe_postprocessing(found.postprocessing, self.plan),
             search=found,
             left_out=self.left_out,
+            missing=tuple(i for i in range(len(self.split.folds)) if i not in self.entrants[0].folds),
             folder=best,
         )
 

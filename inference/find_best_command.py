@@ -57,6 +57,8 @@ def describe_finding(finding: "Finding") -> list[str]:
     model = finding.model
     width = max(len(candidate.title) for candidate in model.candidates)
     lines = [f"left out   {name}: {reason}" for name, reason in finding.left_out.items()]
+    if finding.missing:
+        lines.append(f"incomplete nothing is known of the cases of fold {', '.join(map(str, finding.missing))}")
     lines += ["", f"{'runs':{width}}  Dice    95 % interval (out of fold, split {model.split})"]
     for candidate in model.candidates:
         interval = "" if candidate.low is None else f"{candidate.low:.4f} to {candidate.high:.4f}"

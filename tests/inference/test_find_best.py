@@ -9,7 +9,7 @@ from iaunet.errors import PredictionError, WorkspaceError
 from iaunet.files import read_mask
 from iaunet.inference.best import BestFolder, find_chosen
 from iaunet.inference.find_best import find_best
-from iaunet.inference.find_best_command import main
+from iaunet.inference.find_best_command import describe_finding, main
 from iaunet.inference.out_of_fold import LogitWriter, logits_path, read_logits, sigmoid
 from iaunet.inference.postprocessing import clean_labels
 from iaunet.inference.predict_command import main as predict
@@ -233,6 +233,7 @@ def test_incomplete_runs_are_compared_on_the_folds_that_all_have(folder, add_run
 
     assert [member.run for member in finding.model.members] == ["perfect"]
     assert [len(member.weights_sha256) for member in finding.model.members] == [2]
+    assert "incomplete nothing is known of the cases of fold 2" in describe_finding(finding)
     assert {row.fold for row in BestFolder.of(folder).read_cases()} == {0, 1}
     assert find_chosen(folder).runs == ["perfect"]
 
