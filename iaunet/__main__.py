@@ -11,7 +11,7 @@ COMMANDS = {
     "predict": ("iaunet.inference.predict_command", "make masks for new images"),
     "evaluate": ("iaunet.inference.evaluate_command", "score a folder of masks against another"),
     "compare": ("iaunet.inference.compare_command", "the paper's tables and figures from the runs of a data set"),
-    "report": ("iaunet.inference.report_command", "one page that shows how good the model is and where it fails"),
+    "report": ("iaunet.inference.report.command", "one page that shows how good the model is and where it fails"),
     "export_model": ("iaunet.inference.export_command", "write a trained model into one file"),
     "import_model": ("iaunet.inference.import_command", "make a data set of a model's file, to predict with it"),
     "demo": ("iaunet.trainers.demo_command", "the whole way on a small generated data set"),

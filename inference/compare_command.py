@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from iaunet.console import ALL_DONE, command_parser, run_command, terminating_like_interrupt
 from iaunet.inference.published import PUBLISHED
-from iaunet.workspace import find_dataset
 
 if TYPE_CHECKING:
     from iaunet.inference.compare import Comparison
@@ -60,6 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    from iaunet.workspace import find_dataset
+
     folder = find_dataset(arguments.dataset, arguments.workspace)
 
     from iaunet.inference.compare import CompareOptions, compare_runs  # imports torch: after what fails quickly

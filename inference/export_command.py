@@ -2,7 +2,6 @@
 
 import argparse
 import logging
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -38,6 +37,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("-f", "--folds", nargs="+", metavar="FOLD", help="their folds (default: all finished ones)")
     parser.add_argument(
+        "--notes", type=Path, metavar="FILE", help="a text for the model card: licence, origin of the data, citation"
+    )
+    parser.add_argument(
         "--onnx",
         action="store_true",
         help="write a folder with an ONNX model, a program that needs no torch, and a Dockerfile (iaunet[onnx])",
@@ -54,24 +56,24 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(arguments: argparse.Namespace) -> int:
     if arguments.onnx and _is_model_file(arguments.dataset):
-        if arguments.run or arguments.folds:
-            raise PredictionError("--run and --folds are for a data set: leave them out with a model's file")
+        if arguments.run or arguments.folds or arguments.notes:
+            raise PredictionError("--run, --folds and --notes are for a data set: leave them out with a model's file")
         with terminating_like_interrupt():
             return _export_onnx(Path(arguments.dataset), arguments.output, arguments.network)
 
-    from iaunet.workspace import open_workspace
+    from iaunet.workspace import find_dataset
 
-    workspace = open_workspace(getattr(arguments, "workspace", None), os.environ)
-    folder = workspace.find(arguments.dataset)
+    folder = find_dataset(arguments.dataset, arguments.workspace)
+    notes = _read_notes(arguments.notes)
     with terminating_like_interrupt():
         if not arguments.onnx:
-            return _export_file(folder, arguments.output, arguments.run, arguments.folds)
+            return _export_file(folder, arguments.output, arguments.run, arguments.folds, notes)
 
         from iaunet.inference.model_file import export_model
 
         with TemporaryDirectory() as temporary:
             model = Path(temporary) / "model.zip"
-            export_model(folder, model, arguments.run, arguments.folds)
+            export_model(folder, model, arguments.run, arguments.folds, notes)
             return _export_onnx(model, arguments.output, arguments.network)
 
 
@@ -80,14 +82,25 @@ def _is_model_file(dataset: str) -> bool:
     return dataset.lower().endswith(".zip") and Path(dataset).is_file()
 
 
-def _export_file(folder: "DatasetFolder", output: Path, runs: list[str] | None, folds: list[str] | None) -> int:
+def _read_notes(path: Path | None) -> str:
+    from iaunet.storage import read_text
+
+    return read_text(path, PredictionError, "give a text file in UTF-8") if path else ""
+
+
+def _export_file(
+    folder: "DatasetFolder", output: Path, runs: list[str] | None, folds: list[str] | None, notes: str
+) -> int:
     from iaunet.inference.model_file import export_model  # imports scipy and torch: after what fails quickly
 
-    manifest = export_model(folder, output, runs, folds)
+    manifest = export_model(folder, output, runs, folds, notes)
     for line in describe_facts(manifest.model):
         logger.info("%s", line)
     logger.info("written    %s (%.1f MB, %d files)", output, output.stat().st_size / 1e6, len(manifest.files) + 1)
-    logger.info("note       licence, citation and the data's origin are yours to say: its README.md leaves them open")
+    if not notes:
+        logger.info(
+            "note       licence, citation and the data's origin are yours to say: --notes FILE puts them in the card"
+        )
     logger.info("next       iaunet_predict --model %s -i FOLDER -o FOLDER", output)
     return ALL_DONE
 

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from iaunet.console import ALL_DONE, command_parser, run_command, terminating_like_interrupt
-from iaunet.workspace import find_dataset
 
 if TYPE_CHECKING:
     from iaunet.inference.find_best import Finding
@@ -40,6 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    from iaunet.workspace import find_dataset
+
     folder = find_dataset(arguments.dataset, arguments.workspace)
 
     from iaunet.inference.find_best import find_best  # imports scipy and torch: after what fails quickly

@@ -35,7 +35,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from iaunet.inference.model_file import import_model
     from iaunet.workspace import open_workspace
 
-    workspace = open_workspace(getattr(arguments, "workspace", None), os.environ)
+    workspace = open_workspace(arguments.workspace, os.environ)
     with terminating_like_interrupt():
         folder = import_model(arguments.model, workspace, arguments.dataset_name)
     logger.info("written    %s", folder.root)

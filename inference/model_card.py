@@ -17,13 +17,14 @@ _TITLES = {
 }
 
 
-def write_card(facts: ModelFacts, plans: Mapping[str, Plan], scores: Sequence[ModelScores]) -> str:
+def write_card(facts: ModelFacts, plans: Mapping[str, Plan], scores: Sequence[ModelScores], notes: str = "") -> str:
     """The card as Markdown.
 
     Args:
         facts: Of the model.
         plans: The plan of each of its runs.
         scores: All that are known.
+        notes: What the owner says besides.
     """
     plan = plans[facts.runs[0].name]
     sections = {
@@ -37,7 +38,7 @@ def write_card(facts: ModelFacts, plans: Mapping[str, Plan], scores: Sequence[Mo
         "Input and output": _input(plan),
         "How to predict": _use(plans),
         "Versions": _versions(facts),
-        "Licence": ["Left for the owner of the model to fill in: none is recorded in this file."],
+        "Notes of the owner": [notes.strip() or "None: licence and origin of the data are not recorded in this file."],
         "How to cite": _citation(facts),
     }
     lines = [f"# Model for {facts.dataset}", ""]

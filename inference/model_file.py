@@ -55,6 +55,9 @@ MOST_BYTES = 64 << 30
 MOST_TEXT = 16 << 20
 """Bytes of a file that is not weights."""
 
+MOST_NOTES = 100_000
+"""Characters that the owner adds to the card."""
+
 MOST_DIRECTORY = 2 << 20
 """Bytes of the list of files at a zip's end; a longer one is not even read."""
 
@@ -101,7 +104,11 @@ class Model:
 
 
 def export_model(
-    folder: DatasetFolder, path: Path, runs: list[str] | None = None, folds: list[str] | None = None
+    folder: DatasetFolder,
+    path: Path,
+    runs: list[str] | None = None,
+    folds: list[str] | None = None,
+    notes: str = "",
 ) -> ModelManifest:
     """Write a model into one file, the same bytes for the same model.
 
@@ -113,15 +120,19 @@ def export_model(
         path: The file to write, whole or not at all.
         runs: Names of runs; None for those of ``iaunet_find_best``, or the only one.
         folds: Their folds; None for all finished ones that held cases out.
+        notes: What the owner says of the model in its card: licence, origin of the data, citation.
 
     Raises:
-        PredictionError: A run or fold is unknown or unfinished, or the runs do not take the same input.
+        PredictionError: A run or fold is unknown or unfinished, the runs do not take the same input, or the notes are
+            too long.
         WorkspaceError: The disk is full or the file cannot be written.
     """
     if path.is_dir() or path.suffix.lower() != ".zip":
         raise PredictionError(f"{path} cannot be a model's file: give one whose name ends in .zip")
+    if len(notes) > MOST_NOTES:
+        raise PredictionError(f"notes of {len(notes)} characters do not fit a model card: give {MOST_NOTES} at most")
     try:
-        manifest, files = _collect(folder, runs, folds)
+        manifest, files = _collect(folder, runs, folds, notes)
     except FieldError as fault:
         raise PredictionError(f"{folder.name} cannot be exported: {fault}") from fault
     with replacing(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
@@ -185,7 +196,7 @@ def import_model(path: Path, workspace: Workspace, name: str | None = None) -> D
 
 
 def _collect(
-    folder: DatasetFolder, wished_runs: list[str] | None, wished_folds: list[str] | None
+    folder: DatasetFolder, wished_runs: list[str] | None, wished_folds: list[str] | None, notes: str
 ) -> tuple[ModelManifest, dict[str, bytes | Path]]:
     """The manifest, and what its files hold: bytes, or a file to copy."""
     choice = find_chosen(folder)
@@ -212,7 +223,7 @@ def _collect(
         scores=tuple(map(ScoreNote.about, scores.scores)),
     )
     texts = {
-        CARD: write_card(facts, plans, scores.scores).encode(),
+        CARD: write_card(facts, plans, scores.scores, notes).encode(),
         SCORES: _as_bytes(scores),
         **{run.plan: _as_bytes(plans[run.name]) for run in described},
     }

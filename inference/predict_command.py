@@ -16,7 +16,6 @@ from iaunet.console import (
     terminating_like_interrupt,
 )
 from iaunet.errors import PredictionError
-from iaunet.workspace import find_dataset
 
 if TYPE_CHECKING:
     from iaunet.inference.outcomes import Outcome
@@ -79,6 +78,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: argparse.Namespace) -> int:
     if arguments.model and (arguments.run or arguments.folds or arguments.test):
         raise PredictionError("--run, --folds and --test are for -d DATASET: leave them out with --model")
+
+    from iaunet.workspace import find_dataset
+
     folder = None if arguments.model else find_dataset(arguments.dataset, arguments.workspace)
 
     from iaunet.inference.folder import FolderOptions, list_inputs, predict_cases

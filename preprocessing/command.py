@@ -88,7 +88,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
     if len(arguments.datasets) > 1 and (arguments.dataset_name or arguments.images):
         raise DatasetError("--dataset_name and --images are for one data set at a time")
-    workspace = open_workspace(getattr(arguments, "workspace", None), os.environ)
+    workspace = open_workspace(arguments.workspace, os.environ)
     given = {
         "images": _absolute(arguments.images),
         "masks": _absolute(arguments.masks),

@@ -5,6 +5,7 @@ import os
 import shutil
 from collections import defaultdict
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +53,13 @@ def write_toy() -> Callable[..., Path]:
 def toy(tmp_path: Path) -> Path:
     """A toy dataset of 12 cases, the test's own to spoil."""
     return write_toy_dataset(tmp_path / "toy")
+
+
+@pytest.fixture
+def browser(monkeypatch, tmp_path):
+    """A headless Chromium; the test is skipped without one."""
+    monkeypatch.syspath_prepend(Path(__file__).parent)
+    return import_module("browser").find_browser(tmp_path / "profile")
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from iaunet.console import ALL_DONE, command_parser, run_command, terminating_like_interrupt
 from iaunet.networks import NETWORKS
 from iaunet.trainers.metrics_log import LOGS
-from iaunet.workspace import find_dataset
 
 if TYPE_CHECKING:
     from iaunet.planners.plan import NetworkOption
@@ -94,6 +93,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    from iaunet.workspace import find_dataset
+
     folder = find_dataset(arguments.dataset, arguments.workspace)
 
     from iaunet.trainers.training import TrainingOptions, train  # imports torch: after what fails quickly

@@ -217,6 +217,14 @@ def test_the_first_network_alone_is_that_of_the_first_fold(source, model_zip):
     assert predictor_of(model).describe() == alone.describe()
 
 
+def test_the_owners_notes_stand_in_the_card(source, tmp_path):
+    export_model(source, tmp_path / "m.zip", notes="CC BY 4.0; ask the hospital.\n")
+
+    assert "## Notes of the owner\n\nCC BY 4.0; ask the hospital.\n" in open_model(tmp_path / "m.zip").card
+    with pytest.raises(PredictionError, match="notes of 100001 characters do not fit a model card: give 100000"):
+        export_model(source, tmp_path / "long.zip", notes="x" * 100_001)
+
+
 def test_exporting_twice_gives_equal_bytes(source, model_zip, tmp_path):
     export_model(source, tmp_path / "again.zip")
 

@@ -155,12 +155,6 @@ def check_stopped(tmp_path):
     return check_stopped
 
 
-@pytest.fixture
-def browser(monkeypatch, tmp_path):
-    monkeypatch.syspath_prepend(Path(__file__).parent)
-    return import_module("browser").find_browser(tmp_path / "profile")
-
-
 def test_the_page_shows_data_plan_reasons_folds_and_needs_no_other_file(toy, check_planned):
     page, prepared, _ = check_planned(toy)
 
@@ -650,7 +644,7 @@ def test_in_a_browser_the_page_of_a_stopped_planning_has_no_errors(toy, check_st
 
 
 def test_without_a_browser_its_tests_are_skipped(monkeypatch, tmp_path):
-    monkeypatch.syspath_prepend(Path(__file__).parent)
+    monkeypatch.syspath_prepend(Path(__file__).parents[1])
     monkeypatch.setenv("PATH", str(tmp_path))
 
     with pytest.raises(pytest.skip.Exception, match="no Chromium found"):

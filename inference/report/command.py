@@ -2,7 +2,6 @@
 
 import argparse
 import logging
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING
 from iaunet.console import ALL_DONE, command_parser, run_command, terminating_like_interrupt
 
 if TYPE_CHECKING:
-    from iaunet.inference.report import Report
+    from iaunet.inference.report.writing import Report
 
 logger = logging.getLogger(__name__)
 
@@ -42,12 +41,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from iaunet.workspace import open_workspace
+    from iaunet.workspace import find_dataset
 
-    workspace = open_workspace(getattr(arguments, "workspace", None), os.environ)
-    folder = workspace.find(arguments.dataset)
+    folder = find_dataset(arguments.dataset, arguments.workspace)
 
-    from iaunet.inference.report import write_report  # imports scipy and torch: after what fails quickly
+    from iaunet.inference.report.writing import write_report  # imports scipy and torch: after what fails quickly
 
     with terminating_like_interrupt():
         if arguments.test:

@@ -1,27 +1,14 @@
 import dataclasses
 import re
-from importlib import import_module
-from pathlib import Path
 
 import pytest
 
-from iaunet.inference.citations import CITATIONS, cited_keys
 from iaunet.inference.expected_dice import ExpectedDice
-from iaunet.inference.methods import write_methods
+from iaunet.inference.report.citations import CITATIONS, cited_keys
+from iaunet.inference.report.methods import write_methods
 from iaunet.networks import NETWORKS
 from iaunet.planners.plan import NetworkPlan, Normalisation
 from iaunet.planners.recipes import find_recipe
-
-
-@pytest.fixture
-def samples(monkeypatch):
-    monkeypatch.syspath_prepend(Path(__file__).parent)
-    return import_module("report_samples")
-
-
-@pytest.fixture
-def facts(samples, make_plan):
-    return samples.make_facts(make_plan)
 
 
 def section(text, title):

@@ -12,7 +12,7 @@ from iaunet.contours import find_contour, label_colour
 from iaunet.dataset import IGNORED, Dataset
 from iaunet.errors import FileError
 from iaunet.inference.overlay import to_picture
-from iaunet.inference.report_masks import HeldOutMasks
+from iaunet.inference.report.masks import HeldOutMasks
 from iaunet.preprocessing.arrays import Arrays
 from iaunet.resample import resize_image
 from iaunet.stacks import read_stack

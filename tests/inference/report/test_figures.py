@@ -1,14 +1,12 @@
 import dataclasses
 import math
-from importlib import import_module
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from iaunet.errors import WorkspaceError
-from iaunet.inference.report_figures import (
+from iaunet.inference.report.figures import (
     FIGURES,
     draw_detection,
     draw_dice_by_fold,
@@ -18,17 +16,6 @@ from iaunet.inference.report_figures import (
     draw_random_against_grouped,
     draw_reliability,
 )
-
-
-@pytest.fixture
-def samples(monkeypatch):
-    monkeypatch.syspath_prepend(Path(__file__).parent)
-    return import_module("report_samples")
-
-
-@pytest.fixture
-def facts(samples, make_plan):
-    return samples.make_facts(make_plan)
 
 
 def lines(axes, label):

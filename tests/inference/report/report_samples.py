@@ -8,7 +8,7 @@ from iaunet.inference.best import Candidate
 from iaunet.inference.calibration import Calibration, Reliability
 from iaunet.inference.crossval import summarise
 from iaunet.inference.expected_dice import DiceModel, ExpectedDice
-from iaunet.inference.report_facts import (
+from iaunet.inference.report.facts import (
     CaseFacts,
     ChosenFacts,
     DataFacts,
@@ -17,9 +17,9 @@ from iaunet.inference.report_facts import (
     ReportFacts,
     ScoredFacts,
 )
-from iaunet.inference.report_runs import Curve, FoldScore, RunFacts
+from iaunet.inference.report.runs import Curve, FoldScore, RunFacts
+from iaunet.inference.report.suspects import Suspect
 from iaunet.inference.scores import CaseScore, LabelScore, summarise_scores
-from iaunet.inference.suspects import Suspect
 from iaunet.metrics import Counts
 
 RUN = "unet-best-grouped"

@@ -8,9 +8,9 @@ from pathlib import Path
 from iaunet.detection import Detection, DetectionSummary
 from iaunet.inference.calibration import Reliability
 from iaunet.inference.crossval import Summary
-from iaunet.inference.report_facts import CaseFacts, ReportFacts
+from iaunet.inference.report.facts import CaseFacts, ReportFacts
+from iaunet.inference.report.table_formats import Cell, Column, ReportTable, format_csv, format_latex
 from iaunet.inference.scores import ScoreSummary
-from iaunet.inference.table_formats import Cell, Column, ReportTable, format_csv, format_latex
 from iaunet.metrics import METRICS, Counts
 from iaunet.storage import make_folder, write_text
 

@@ -9,16 +9,16 @@ from pathlib import Path
 from iaunet.contours import label_colour
 from iaunet.durations import duration
 from iaunet.inference.crossval import Summary
-from iaunet.inference.report_charts import (
+from iaunet.inference.report.charts import (
     draw_expected,
     draw_histogram,
     draw_loss,
     draw_reliability,
     draw_validation_dice,
 )
-from iaunet.inference.report_facts import CaseFacts, DataFacts, ReportFacts
-from iaunet.inference.report_pictures import CasePicture
-from iaunet.inference.report_runs import RunFacts
+from iaunet.inference.report.facts import CaseFacts, DataFacts, ReportFacts
+from iaunet.inference.report.pictures import CasePicture
+from iaunet.inference.report.runs import RunFacts
 from iaunet.metrics import METRICS
 
 PAGE = "report.html"

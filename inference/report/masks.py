@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from iaunet.errors import FileError, PredictionError
 from iaunet.files import read_mask
-from iaunet.inference.report_runs import RunFacts
+from iaunet.inference.report.runs import RunFacts
 from iaunet.inference.runs import Run
 from iaunet.preprocessing.arrays import Arrays
 

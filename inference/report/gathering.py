@@ -18,7 +18,7 @@ from iaunet.inference.crossval import summarise
 from iaunet.inference.held_out import load_held_out
 from iaunet.inference.output import RECORD
 from iaunet.inference.postprocessing import describe_postprocessing
-from iaunet.inference.report_facts import (
+from iaunet.inference.report.facts import (
     CaseFacts,
     Choice,
     ChosenFacts,
@@ -31,8 +31,8 @@ from iaunet.inference.report_facts import (
     ScoredFacts,
     SplitFacts,
 )
-from iaunet.inference.report_masks import HeldOutMasks
-from iaunet.inference.report_runs import RunFacts, collect_runs, mean_dice, read_cases, split_digests, summarise_dice
+from iaunet.inference.report.masks import HeldOutMasks
+from iaunet.inference.report.runs import RunFacts, collect_runs, mean_dice, read_cases, split_digests, summarise_dice
 from iaunet.inference.runs import Run
 from iaunet.inference.scores import CaseScore, ScoreSummary, summarise_scores
 from iaunet.inference.test_scores import TestLook, find_test_scores, masks_folder
@@ -47,7 +47,7 @@ from iaunet.workspace import DatasetFolder
 
 if TYPE_CHECKING:
     from iaunet.detection import DetectionSummary
-    from iaunet.inference.suspects import Suspect
+    from iaunet.inference.report.suspects import Suspect
 
 MOST_SUSPECTS = 20
 TEST_AGAIN = "remove its folder and run iaunet_report with --test"
@@ -287,7 +287,7 @@ class Gathering:
         return dict(zip(self.shown.plan.labels, found, strict=True))
 
     def _suspects(self) -> "tuple[Suspect, ...]":
-        from iaunet.inference.suspects import find_suspects
+        from iaunet.inference.report.suspects import find_suspects
 
         names = [member.run for member in self.model.members] if self.model else [self.shown.name]
         runs = [Run(self.folder.runs / name) for name in names]

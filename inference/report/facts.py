@@ -1,4 +1,4 @@
-"""All that the report of a dataset says, as one value; `iaunet.inference.report_gathering` fills it."""
+"""All that the report of a dataset says, as one value; `iaunet.inference.report.gathering` fills it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 from iaunet.inference.best import Candidate
 from iaunet.inference.crossval import Summary
-from iaunet.inference.report_runs import RunFacts, mean_dice
+from iaunet.inference.report.runs import RunFacts, mean_dice
 from iaunet.inference.scores import CaseScore, LabelScore, ScoreSummary
 from iaunet.planners.plan import Plan
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from iaunet.detection import DetectionSummary
     from iaunet.inference.calibration import Calibration
     from iaunet.inference.expected_dice import ExpectedDice
-    from iaunet.inference.suspects import Suspect
+    from iaunet.inference.report.suspects import Suspect
 
 
 @dataclass(frozen=True, kw_only=True)

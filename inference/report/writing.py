@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from iaunet.errors import FileError, PredictionError, PreprocessingError
-from iaunet.inference.report_facts import ReportFacts
-from iaunet.inference.report_gathering import Gathering
-from iaunet.inference.report_masks import HeldOutMasks
-from iaunet.inference.report_page import GENERATOR, PAGE, render_page, shown_cases
-from iaunet.inference.report_pictures import CasePicture, picture_case
+from iaunet.inference.report.facts import ReportFacts
+from iaunet.inference.report.gathering import Gathering
+from iaunet.inference.report.masks import HeldOutMasks
+from iaunet.inference.report.page import GENERATOR, PAGE, render_page, shown_cases
+from iaunet.inference.report.pictures import CasePicture, picture_case
 from iaunet.storage import make_folder, write_text
 from iaunet.workspace import DatasetFolder
 
@@ -47,9 +47,9 @@ def write_report(folder: DatasetFolder, anonymous: bool = False, output: Path | 
         TrainingError: The record of a run is damaged.
         WorkspaceError: The dataset's files are missing or damaged, or the folder cannot be written.
     """
-    from iaunet.inference.methods import write_methods
-    from iaunet.inference.report_figures import draw_figures
-    from iaunet.inference.report_tables import write_tables
+    from iaunet.inference.report.figures import draw_figures
+    from iaunet.inference.report.methods import write_methods
+    from iaunet.inference.report.tables import write_tables
 
     gathering = Gathering(folder, anonymous)
     facts = gathering.gather()

@@ -1,24 +1,11 @@
 import csv
 import math
 import re
-from importlib import import_module
-from pathlib import Path
 
 import pytest
 
 from iaunet.errors import WorkspaceError
-from iaunet.inference.report_tables import make_tables, write_tables
-
-
-@pytest.fixture
-def samples(monkeypatch):
-    monkeypatch.syspath_prepend(Path(__file__).parent)
-    return import_module("report_samples")
-
-
-@pytest.fixture
-def facts(samples, make_plan):
-    return samples.make_facts(make_plan)
+from iaunet.inference.report.tables import make_tables, write_tables
 
 
 def read(folder, name):

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from iaunet.inference.table_formats import Column, ReportTable, escape_latex, format_csv, format_latex
+from iaunet.inference.report.table_formats import Column, ReportTable, escape_latex, format_csv, format_latex
 
 NASTY = r"50 % of a_b & c #1 $x$ {y} \z ~ ^ <p> | [q] *r* é"
 COLUMNS = (Column(name="case", title="Case"), Column(name="dice", title="Dice", pattern="{:.3f}"))

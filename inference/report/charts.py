@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from iaunet.inference.calibration import Reliability
-from iaunet.inference.report_facts import CaseFacts
-from iaunet.inference.report_runs import Curve
+from iaunet.inference.report.facts import CaseFacts
+from iaunet.inference.report.runs import Curve
 
 MOST_CURVE_POINTS = 200
 MOST_DOTS = 2000

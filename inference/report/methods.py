@@ -5,11 +5,11 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from iaunet.detection import LEAST_IOU
-from iaunet.inference.citations import CITATIONS, cited_keys
 from iaunet.inference.crossval import Summary
 from iaunet.inference.model_card import CHANNELS
-from iaunet.inference.report_facts import LeakageFacts, ReportFacts
-from iaunet.inference.report_runs import RunFacts
+from iaunet.inference.report.citations import CITATIONS, cited_keys
+from iaunet.inference.report.facts import LeakageFacts, ReportFacts
+from iaunet.inference.report.runs import RunFacts
 from iaunet.inference.scores import ScoreSummary
 from iaunet.metrics import METRICS
 from iaunet.planners.plan import Normalisation

@@ -5,9 +5,9 @@ import pytest
 
 from iaunet.errors import PredictionError
 from iaunet.inference.out_of_fold import LogitWriter, logits_path
+from iaunet.inference.report.suspects import find_suspects
 from iaunet.inference.runs import Run, RunRecord
 from iaunet.inference.scores import CaseScore, LabelScore, write_scores
-from iaunet.inference.suspects import find_suspects
 from iaunet.metrics import METRICS, Counts
 from iaunet.planners.folds import load_splits
 from iaunet.planners.plan import load_plan

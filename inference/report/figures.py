@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from iaunet.inference.crossval import Summary
-from iaunet.inference.report_facts import ReportFacts
-from iaunet.inference.report_runs import Curve
+from iaunet.inference.report.facts import ReportFacts
+from iaunet.inference.report.runs import Curve
 from iaunet.storage import make_folder, replacing
 
 if TYPE_CHECKING:

@@ -6,8 +6,6 @@ import json
 import math
 import re
 from html.parser import HTMLParser
-from importlib import import_module
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,11 +13,11 @@ from PIL import Image
 
 from iaunet.contours import LABEL_COLOURS
 from iaunet.dataset import IGNORED
-from iaunet.inference.report_charts import draw_histogram, draw_loss, ticks
-from iaunet.inference.report_facts import Missing
-from iaunet.inference.report_page import N_WORST, choose_cases, render_page, shown_cases, tabulate_cases
-from iaunet.inference.report_pictures import LONGEST_SIDE, draw_layers, find_slice
-from iaunet.inference.report_runs import Curve
+from iaunet.inference.report.charts import draw_histogram, draw_loss, ticks
+from iaunet.inference.report.facts import Missing
+from iaunet.inference.report.page import N_WORST, choose_cases, render_page, shown_cases, tabulate_cases
+from iaunet.inference.report.pictures import LONGEST_SIDE, draw_layers, find_slice
+from iaunet.inference.report.runs import Curve
 from iaunet.metrics import Counts
 
 HOSTILE = "</script><img src=x onerror=alert(1)>&\"'{{ 7*7 }}"
@@ -68,12 +66,6 @@ class Page(HTMLParser):
         """The rows of the table of cases."""
         [held] = re.findall(r'<script type="application/json" id="table">(.*?)</script>', self.content)
         return json.loads(held)["rows"]
-
-
-@pytest.fixture
-def samples(monkeypatch):
-    monkeypatch.syspath_prepend(Path(__file__).parent)
-    return import_module("report_samples")
 
 
 @pytest.fixture
@@ -393,12 +385,6 @@ def _decode(uri):
 
 
 # In a browser -------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def browser(monkeypatch, tmp_path):
-    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "preprocessing")
-    return import_module("browser").find_browser(tmp_path / "profile")
 
 
 @pytest.fixture

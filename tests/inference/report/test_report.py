@@ -11,11 +11,11 @@ from iaunet.errors import FileError, PredictionError
 from iaunet.files import read_mask, write_png
 from iaunet.inference.best import BestFolder
 from iaunet.inference.find_best import find_best
-from iaunet.inference.report import write_report
-from iaunet.inference.report_command import main
-from iaunet.inference.report_gathering import gather_facts
-from iaunet.inference.report_pictures import read_image
-from iaunet.inference.report_runs import mean_dice, read_curve
+from iaunet.inference.report.command import main
+from iaunet.inference.report.gathering import gather_facts
+from iaunet.inference.report.pictures import read_image
+from iaunet.inference.report.runs import mean_dice, read_curve
+from iaunet.inference.report.writing import write_report
 from iaunet.inference.runs import Run
 from iaunet.inference.scores import read_scores, score_masks, write_scores
 from iaunet.inference.test_scores import find_test_scores, masks_folder
@@ -387,7 +387,7 @@ def test_an_image_that_is_gone_and_was_cut_into_tiles_cannot_be_shown(finished):
 
 
 def test_pictures_are_left_out_before_a_page_grows_too_large(folder, monkeypatch):
-    monkeypatch.setattr("iaunet.inference.report.PICTURE_CHARACTERS", 20_000)
+    monkeypatch.setattr("iaunet.inference.report.writing.PICTURE_CHARACTERS", 20_000)
 
     page = write_report(folder).page.read_text(encoding="utf-8")
 
