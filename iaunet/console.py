@@ -88,12 +88,23 @@ def run_command(body: Callable[[], int]) -> int:
             return STOPPED
 
 
+class _Screen(logging.StreamHandler[IO[str]]):
+    """Goes silent when nobody reads any more (``| head``): a training goes on."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not isinstance(sys.exc_info()[1], BrokenPipeError):
+            return super().handleError(record)
+        with open(os.devnull, "w", encoding="utf-8") as nothing:  # noqa: PTH123
+            os.dup2(nothing.fileno(), self.stream.fileno())
+        return None
+
+
 @contextlib.contextmanager
 def _logging_to_screen(stream: IO[str]) -> Iterator[None]:
     logger = logging.getLogger("iaunet")
     if isinstance(stream, io.TextIOWrapper):
         stream.reconfigure(errors="backslashreplace")  # a name the terminal cannot show stops nothing
-    handler = logging.StreamHandler(stream)
+    handler = _Screen(stream)
     handler.setFormatter(logging.Formatter("%(message)s"))
     level = logger.level
     logger.addHandler(handler)

@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -54,13 +55,28 @@ def build_parser() -> argparse.ArgumentParser:
         "group in the case's name it is, the folders, or none (default: proposed from folders and names)",
     )
     parser.add_argument(
-        "--tolerance", type=float, default=2.0, metavar="PX", help="distance that surface Dice forgives"
+        "--tolerance", type=_distance, default=2.0, metavar="PX", help="distance that surface Dice forgives"
     )
     parser.add_argument(
         "--output", type=Path, metavar="DIR", help="where to write scores and what they say, if anywhere"
     )
     parser.add_argument("--workers", type=int, default=default_workers(), metavar="N", help="processes")
     return parser
+
+
+def _distance(text: str) -> float:
+    """A number of pixels.
+
+    Raises:
+        ArgumentTypeError: It is none, negative or not finite.
+    """
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is no distance: give a number of pixels, 0 or more")
+    return value
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -96,12 +112,15 @@ def _compare(arguments: argparse.Namespace) -> int:
     """Compare several folders of masks, on one truth or with those of people."""
     from iaunet.inference.mask_sets import parse_sets
     from iaunet.inference.set_comparison import compare_predictions, compare_raters
-    from iaunet.inference.set_tables import describe_comparison, save_comparison
+    from iaunet.inference.set_tables import describe_comparison, require_own_scores, save_comparison
 
     predictions = parse_sets(arguments.pred)
+    raters = parse_sets(arguments.raters or ())
+    if arguments.output:
+        require_own_scores(arguments.output, {*predictions, *raters})
     settings = arguments.groups, arguments.tolerance, max(1, arguments.workers)
     if arguments.raters:
-        comparison = compare_raters(parse_sets(arguments.raters), predictions, *settings)
+        comparison = compare_raters(raters, predictions, *settings)
     else:
         comparison = compare_predictions(predictions, arguments.truth, *settings)
     found = comparison.problems

@@ -13,7 +13,7 @@ from iaunet.dataset import BINARY_CUT, MaskCoding, Problem, Slicing
 from iaunet.discovery import IMAGE_ENDINGS, MASK_SUFFIXES, composed, list_images, natural_order
 from iaunet.errors import DatasetError, FileError, PredictionError
 from iaunet.grouping import Grouping, resolve_groups
-from iaunet.inference.output import OVERLAYS, PROBABILITIES, RECORD, SEGMENTATIONS
+from iaunet.inference.output import OVERLAYS, PROBABILITIES, RECORD, SEGMENTATIONS, UNCERTAINTY
 from iaunet.inference.scores import CaseScore, ScoreSummary, score_masks, summarise_scores, write_scores
 from iaunet.masks import image_stem
 from iaunet.planners.mask_values import judge_masks
@@ -320,7 +320,7 @@ def masks_by_name(folder: Path) -> dict[str, Path]:
         PredictionError: It has no masks, or two of one name.
     """
     by_stem = defaultdict(list)
-    beside = (OVERLAYS, PROBABILITIES, SEGMENTATIONS) if (folder / RECORD).exists() else ()
+    beside = (OVERLAYS, PROBABILITIES, UNCERTAINTY, SEGMENTATIONS) if (folder / RECORD).exists() else ()
     for path in list_images(folder):
         if path.relative_to(folder).parts[0] in beside:
             continue

@@ -3,9 +3,10 @@
 import csv
 import io
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from pathlib import Path
 
+from iaunet.errors import PredictionError
 from iaunet.inference.crossval import Summary
 from iaunet.inference.scores import write_scores
 from iaunet.inference.set_comparison import KAPPA, Difference, Match, SetComparison
@@ -73,6 +74,17 @@ def format_comparison(comparison: SetComparison) -> str:
         lines += ["", "## Left out", ""]
         lines += [f"- {fault.file}: {fault.what}: {fault.mend}" for fault in comparison.failures]
     return "\n".join(lines) + "\n"
+
+
+def require_own_scores(folder: Path, names: Set[str]) -> None:
+    """Refuse a folder with scores of masks that are not compared now: nobody could tell which belong together.
+
+    Raises:
+        PredictionError: There are such scores.
+    """
+    for path in sorted((folder / SCORES).rglob("*.csv")):
+        if not {*path.relative_to(folder / SCORES).with_suffix("").parts} <= names:
+            raise PredictionError(f"{path} is of another comparison: remove it, or give another folder with --output")
 
 
 def save_comparison(folder: Path, comparison: SetComparison) -> None:

@@ -53,6 +53,7 @@ def test_help_shows_defaults_and_the_workspace(parser):
     text = parser.format_help()
 
     assert "rows a step (default: 16)" in text
+    assert "(default: None)" not in text
     assert "--workspace DIR" in text
 
 
@@ -99,6 +100,27 @@ def test_a_terminal_that_cannot_show_a_name_gets_it_escaped(monkeypatch):
 
     narrow.flush()
     assert narrow.buffer.getvalue() == b"M\\xfcller\n"
+
+
+def test_a_command_whose_reader_has_gone_works_on_in_silence(tmp_path):
+    code = (
+        "import logging, sys, time\n"
+        "from pathlib import Path\n"
+        "from iaunet.console import run_command\n"
+        "def body():\n"
+        "    for number in range(20_000): logging.getLogger('iaunet').info('line %d', number)\n"
+        "    Path(sys.argv[1]).touch()\n"
+        "    return 0\n"
+        "sys.exit(run_command(body))\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "done")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"line 0\n"
+        process.stdout.close()
+        said = process.stderr.read()
+
+    assert (process.returncode, said) == (0, b"")
+    assert (tmp_path / "done").exists()
 
 
 def test_a_request_to_terminate_stops_like_an_interrupt_and_the_old_handler_returns():

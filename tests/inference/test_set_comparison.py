@@ -324,6 +324,19 @@ def test_the_command_compares_several_sets_and_writes_all_of_it(models, truth, t
     assert f"written    {out}" in printed
 
 
+def test_scores_of_other_sets_in_the_output_folder_are_never_mixed_with_these(models, truth, tmp_path, capsys):
+    named = [f"{name}={folder}" for name, folder in models.items()]
+    given = "--truth", truth, "--output", tmp_path / "out"
+    assert command("--pred", *named, *given) == 0
+
+    assert command("--pred", *named[:2], *given) == 2
+
+    assert "scores/poor.csv is of another comparison: remove it, or give another folder with --output" in (
+        capsys.readouterr().err
+    )
+    assert command("--pred", *named, *given) == 0
+
+
 def test_the_command_compares_raters_without_a_truth(raters, models, tmp_path, capsys):
     (models["good"] / "5_0.png").write_bytes(b"")
     people = [f"{name}={folder}" for name, folder in raters.items()]
