@@ -65,6 +65,8 @@ STAGES = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return import_module("importlib.metadata").version("iaunet")
     if name not in STAGES:
         raise AttributeError(f"module 'iaunet' has no attribute {name!r}")
     module, _, attribute = STAGES[name].partition(":")

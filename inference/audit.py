@@ -43,6 +43,7 @@ class AuditLine:
         problem: Why it failed.
         expected_dice: Of the mask, None where that is not known.
         flag: Why somebody should look at it, empty if nothing is notable.
+        flags_from: Digest of what expected Dice and flag follow from, see `Predictor.flags_digest`.
     """
 
     time: str
@@ -59,6 +60,7 @@ class AuditLine:
     problem: str
     expected_dice: float | None
     flag: str
+    flags_from: str
 
 
 class AuditLog:

@@ -204,6 +204,8 @@ def find_chosen(dataset: DatasetFolder) -> Chosen | None:
     """
     folder = BestFolder.of(dataset)
     if not folder.exists:
+        if (folder.root / SCORES).exists():
+            logger.warning("warning    a choice of iaunet_find_best was not finished: %s", AGAIN)
         return None
     model, tuning = folder.read()
     for member in model.members:

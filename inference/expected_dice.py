@@ -36,8 +36,9 @@ class DiceModel:
     coefficients: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        fits = len(self.coefficients) == len(FEATURES)
+        fits = len(self.coefficients) == len(FEATURES) and all(map(math.isfinite, self.coefficients))
         require(fits, "coefficients", self.coefficients, f"{len(FEATURES)} numbers: {', '.join(FEATURES)}")
+        require(math.isfinite(self.intercept), "intercept", self.intercept, "a number")
 
     def expect(self, features: NDArray[np.float64]) -> NDArray[np.float64]:
         """The expected Dice for features [..., F], in [0, 1]."""
@@ -73,8 +74,11 @@ class ExpectedDice:
     models: dict[str, dict[str, DiceModel]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        both = bool(self.skipped) != (self.flag_below is not None and bool(self.models))
-        require(both, "skipped", self.skipped, "why there are no models, or models with flag_below")
+        numbers = self.flag_below, self.rank_correlation, self.low, self.high, self.dice_unflagged
+        known = [number is not None and math.isfinite(number) for number in numbers]
+        fits = all(known) and bool(self.models) and not self.skipped
+        fits_not = bool(self.skipped) and self.skipped.isprintable() and not (any(known) or self.models)
+        require(fits or fits_not, "skipped", self.skipped, "why there are no models, or models with all their numbers")
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,7 +162,7 @@ def judge(
     """
     n_groups = len({*groups})
     if len(dice) < FEWEST_CASES or n_groups < FEWEST_GROUPS:
-        few = f"{len(dice)} cases of {n_groups} groups: it takes {FEWEST_CASES} of {FEWEST_GROUPS}"
+        few = f"{len(dice)} cases in {n_groups} groups: at least {FEWEST_CASES} in {FEWEST_GROUPS} are needed"
         return Judged(ExpectedDice(skipped=few), None)
     numbers = [int(fold) for fold in np.unique(folds)]
     if len(numbers) < 2:

@@ -1,5 +1,6 @@
 """What images of the training data are like, and in what a new one differs from them."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -9,7 +10,7 @@ from iaunet.errors import WorkspaceError
 from iaunet.files import to_channels
 from iaunet.planners.fingerprint import Fingerprint
 from iaunet.planners.plan import Plan
-from iaunet.records import load_record
+from iaunet.records import load_record, require
 from iaunet.resample import Size
 from iaunet.stacks import Stack
 from iaunet.workspace import DatasetFolder
@@ -38,6 +39,10 @@ class Familiar:
     smallest: Size
     largest: Size
     means: tuple[tuple[float, float], ...]
+
+    def __post_init__(self) -> None:
+        fits = len(self.means) == self.channels and all(math.isfinite(mean) for pair in self.means for mean in pair)
+        require(fits, "means", self.means, f"two numbers for each of {self.channels} channels")
 
     @classmethod
     def of(cls, fingerprint: Fingerprint) -> "Familiar":

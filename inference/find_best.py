@@ -3,9 +3,10 @@
 import itertools
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,7 +37,7 @@ from iaunet.preprocessing.arrays import Arrays, open_arrays
 from iaunet.records import to_json
 from iaunet.storage import digest, write_json
 from iaunet.workers import default_workers
-from iaunet.workspace import DatasetFolder
+from iaunet.workspace import DatasetFolder, locked
 
 logger = logging.getLogger(__name__)
 
@@ -98,10 +99,10 @@ class _Search:
         )
         self.arrays: Arrays = open_arrays(folder.preprocessed, self.plan.arrays_digest)
         self.left_out: dict[str, str] = {}
-        found = list(self._entrants())
-        compared = [i for i in range(len(self.split.folds)) if all(i in entrant.folds for entrant in found)]
-        self.entrants = [replace(entrant, folds={i: entrant.folds[i] for i in compared}) for entrant in found]
-        self.fold_of = {name: i for i in compared for name in self.split.folds[i].validation}
+        self.entrants = list(self._entrants())
+        folds = range(len(self.split.folds))
+        self.compared = [i for i in folds if all(i in entrant.folds for entrant in self.entrants)]
+        self.fold_of = self._held_out(self.compared)
         self.groups = [self.dataset.groups.get(name, name) for name in self.fold_of]
 
     def run(self) -> Finding:
@@ -117,9 +118,22 @@ class _Search:
         if not self.fold_of:
             names = ", ".join(entrant.run.name for entrant in self.entrants)
             raise PredictionError(f"{names} have no fold in common: train one more, or put one of the runs aside")
-        tables = {entrant.run.name: self._tables(entrant) for entrant in self.entrants}
+        best = BestFolder.of(self.folder)
+        with locked(best.root, "choosing the best model"):
+            return self._choose_and_write(best)
+
+    def _choose_and_write(self, best: BestFolder) -> Finding:
+        tables = {
+            entrant.run.name: logit_tables(entrant, self._held_out(entrant.folds), self.arrays, self.plan)
+            for entrant in self.entrants
+        }
         self.entrants = [
-            replace(entrant, temperatures=temperatures_of(tables[entrant.run.name])) for entrant in self.entrants
+            replace(
+                entrant,
+                folds={i: entrant.folds[i] for i in self.compared},
+                temperatures=temperatures_of(tables[entrant.run.name]),
+            )
+            for entrant in self.entrants
         ]
         single = self._score([self._together(entrant) for entrant in self.entrants])
         best_runs = sorted(single, key=lambda runs: -_mean(single[runs]))[:MOST_IN_ENSEMBLES]
@@ -138,16 +152,17 @@ class _Search:
             why=why,
             postprocessing_why=found.why,
         )
-        best = BestFolder.of(self.folder)
-        best.forget()
-        dice = self._write_scores(best, chosen, found)
+        case_scores = self._score_masks(chosen, found)
+        dice = {score.name: _mean_dice(score) for score in case_scores}
         judged = self._judge(chosen, dice, found.postprocessing)
-        write_case_table(best.root / CASES, self._case_rows(dice, judged))
         tuning = Tuning(
             postprocessing=found.postprocessing,
             calibration=self._calibrate(chosen, tables),
             expected_dice=judged.models,
         )
+        best.forget()  # only now, when all is known that is written
+        self._write_scores(best, model, case_scores)
+        write_case_table(best.root / CASES, self._case_rows(dice, judged))
         best.write(model, tuning)
         return Finding(
             model=model,
@@ -155,12 +170,13 @@ class _Search:
             masks=describe_postprocessing(found.postprocessing, self.plan),
             search=found,
             left_out=self.left_out,
-            missing=tuple(i for i in range(len(self.split.folds)) if i not in self.entrants[0].folds),
+            missing=tuple(i for i in range(len(self.split.folds)) if i not in self.compared),
             folder=best,
         )
 
-    def _tables(self, entrant: Entrant) -> dict[int, LogitTable]:
-        return logit_tables(entrant, self.fold_of, self.arrays, self.plan)
+    def _held_out(self, folds: Iterable[int]) -> dict[str, int]:
+        """The fold that held a case out, for the cases of some folds."""
+        return {name: i for i in folds for name in self.split.folds[i].validation}
 
     def _together(self, *entrants: Entrant) -> OutOfFoldEnsemble:
         return OutOfFoldEnsemble(entrants, self.fold_of, self.arrays)
@@ -178,7 +194,9 @@ class _Search:
                 for entrant in chosen.entrants
             },
             before=reliability(lambda entrant: {}),
-            after=reliability(lambda entrant: nested_temperatures(tables[entrant.run.name])),
+            after=reliability(
+                lambda entrant: nested_temperatures({i: tables[entrant.run.name][i] for i in self.compared})
+            ),
         )
 
     def _judge(self, chosen: OutOfFoldEnsemble, dice: Mapping[str, float], postprocessing: Postprocessing) -> Judged:
@@ -291,13 +309,13 @@ class _Search:
                 truth=self.arrays.truth(name),
             )
 
-    def _write_scores(self, best: BestFolder, ensemble: OutOfFoldEnsemble, found: SearchResult) -> dict[str, float]:
-        """Score the out-of-fold masks with every metric, those of a fold postprocessed as the other folds ask.
+    @cached_property
+    def _in_mm(self) -> bool:
+        """Whether distances are in mm: where spacing is known for every case."""
+        return all(case.spacing_mm for case in self.arrays.index.cases)
 
-        Returns:
-            The Dice of each case, the mean over labels.
-        """
-        in_mm = all(case.spacing_mm for case in self.arrays.index.cases)
+    def _score_masks(self, ensemble: OutOfFoldEnsemble, found: SearchResult) -> list[CaseScore]:
+        """Score the out-of-fold masks with every metric, those of a fold postprocessed as the other folds ask."""
 
         def score(name: str) -> CaseScore:
             chosen = found.of_folds[str(self.fold_of[name])] if found.is_kept else found.postprocessing
@@ -307,21 +325,30 @@ class _Search:
                 clean_labels(labels, chosen.cleaning),
                 self.arrays.truth(name),
                 self.plan.labels,
-                self.arrays.cases[name].spacing_mm if in_mm else None,
+                self.arrays.cases[name].spacing_mm if self._in_mm else None,
                 outputs=self.plan.coding.outputs,
             )
 
         with ThreadPoolExecutor(default_workers()) as pool:
             progress = pool.map(score, self.fold_of)
-            scores = [*tqdm(progress, "score", len(self.fold_of), unit=" cases", disable=None, leave=False)]
+            return [*tqdm(progress, "score", len(self.fold_of), unit=" cases", disable=None, leave=False)]
+
+    def _write_scores(self, best: BestFolder, model: BestModel, scores: Sequence[CaseScore]) -> None:
         write_scores(best.root / SCORES, scores)
         groups = {name: group for name, group in self.dataset.groups.items() if name in self.fold_of}
-        summary = summarise_scores(scores, groups, self.fold_of, "mm" if in_mm else "px")
-        content = {"split": self.split.name, "inflated": self.split.inflated, "scores": to_json(summary)}
-        write_json(best.root / CROSSVAL, content)
-        return {
-            score.name: float(np.mean([label.metrics["dice"] for label in score.labels.values()])) for score in scores
+        summary = summarise_scores(scores, groups, self.fold_of, "mm" if self._in_mm else "px")
+        content = {
+            "split": self.split.name,
+            "inflated": self.split.inflated,
+            "members": to_json(model.members),
+            "scores": to_json(summary),
         }
+        write_json(best.root / CROSSVAL, content)
+
+
+def _mean_dice(score: CaseScore) -> float:
+    """The mean over labels."""
+    return float(np.mean([label.metrics["dice"] for label in score.labels.values()]))
 
 
 def _mean(scores: Mapping[str, float]) -> float:

@@ -28,8 +28,19 @@ def build_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="also compare runs that lack folds, all on the cases of the folds that every run has",
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="decides the bootstrap")
+    parser.add_argument("--seed", type=_seed, default=0, metavar="N", help="decides the bootstrap")
     return parser
+
+
+def _seed(text: str) -> int:
+    """A seed of numpy's.
+
+    Raises:
+        ArgumentTypeError: It is none.
+    """
+    if not (text.isascii() and text.isdecimal()):
+        raise argparse.ArgumentTypeError(f"{text!r} is no seed: give a whole number of 0 or more")
+    return int(text)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -5,9 +5,10 @@ import logging
 import re
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,8 @@ from iaunet.volumes import VolumeHeader, is_volume_file, write_probabilities
 from iaunet.workspace import locked
 
 logger = logging.getLogger(__name__)
+
+CHANGED = "changed since it was predicted"
 
 _CHANNEL = re.compile(r".+_(\d{4})", re.ASCII)
 
@@ -106,39 +109,44 @@ def predict_cases(
     options: FolderOptions,
 ) -> list[Outcome]:
     """Write a mask for each of some images, see `predict_folder`."""
+    if options.uncertainty and len(predictor.members) * len(predictor.flips) < 2:
+        raise PredictionError("one network without mirroring cannot disagree: leave out --uncertainty, or use more")
     names = mask_names(cases, [mask_ending(case.files[0], predictor.plan.slicing) for case in cases])
     jobs = dict(zip(cases, names, strict=True))
     model = predictor.describe()
     with locked(output, "predicting"):
         _claim(output, model, names, options.overwrite)
-        work = _Work(predictor, output, jobs, options, digest(model))
-        for folder in {output, *(file.parent for case in cases for file in work.files(case))}:
-            remove_leftovers(folder)
-        before = {} if options.overwrite else work.find(cases)
-        outcomes = list(before.values())
-        waiting = [case for case in cases if case not in before]
         with appending(output / AUDIT) as audit:
-            for case, outcome in before.items():
-                work.record(audit, case, outcome)
-            stream = predict_stream(
-                predictor,
-                waiting,
-                work.load,
-                work.finish,
-                options.probabilities,
-                keep_uncertainty=options.uncertainty,
-            )
-            for case, result in tqdm(stream, "predict", len(waiting), unit=" images", disable=None, leave=False):
-                if isinstance(result, FileError | PredictionError):
-                    logger.warning("failed: %s: %s", case.name, result)
-                    result = Outcome(image=case.name, mask="", status="failed", problem=str(result))
-                elif isinstance(result, IaunetError):
-                    raise result
-                outcomes.append(result)
-                work.record(audit, case, result)
+            work = _Work(predictor, output, jobs, options, digest(model), audit)
+            for folder in {output, *(file.parent for case in cases for file in work.files(case))}:
+                remove_leftovers(folder)
+            before = {} if options.overwrite else work.find(cases)
+            outcomes = [work.record(case, outcome) for case, outcome in before.items()]
+            waiting = [case for case in cases if case not in before]
+            work.tell_replaced(waiting)
+            outcomes += _predict(predictor, waiting, work, options)
         outcomes.sort(key=lambda outcome: natural_order(outcome.image))
         write_outcomes(output / TABLE, outcomes, predictor.plan.labels)
     return outcomes
+
+
+def _predict(
+    predictor: Predictor, cases: Sequence[InputCase], work: "_Work", options: FolderOptions
+) -> Iterator[Outcome]:
+    """What comes of each case; one that cannot be read fails, and the rest goes on."""
+    stream = predict_stream(
+        predictor, cases, work.load, work.finish, options.probabilities, keep_uncertainty=options.uncertainty
+    )
+    with contextlib.closing(stream):  # its threads end before the audit file is closed
+        for case, result in tqdm(stream, "predict", len(cases), unit=" images", disable=None, leave=False):
+            if isinstance(result, FileError | PredictionError):
+                logger.warning("failed: %s: %s", case.name, result)
+                failed = Outcome(image=case.name, mask="", status="failed", problem=str(result))
+                yield work.record(case, failed)
+            elif isinstance(result, IaunetError):
+                raise result
+            else:
+                yield result
 
 
 def list_inputs(inputs: Path, output: Path) -> tuple[Path, list[Path]]:
@@ -201,6 +209,15 @@ def _channel_of(path: Path) -> int | None:
     return int(numbered[1]) if numbered else None
 
 
+@dataclass(frozen=True)
+class _Told:
+    """What an earlier call said of a mask."""
+
+    output_sha256: str
+    expected_dice: float | None
+    flag: str
+
+
 @dataclass(eq=False)
 class _Loaded:
     """What is known of an image between reading and writing: when reading began, and what was read."""
@@ -221,12 +238,18 @@ class _Work:
     jobs: Mapping[InputCase, str]
     options: FolderOptions
     model: str
+    audit: AuditLog
     loaded: dict[InputCase, _Loaded] = field(default_factory=dict)
 
     @property
     def plan(self) -> Plan:
         """What the networks were trained with."""
         return self.predictor.plan
+
+    @cached_property
+    def flags_from(self) -> str:
+        """See `Predictor.flags_digest`."""
+        return self.predictor.flags_digest
 
     @property
     def settings(self) -> AuditSettings:
@@ -261,21 +284,22 @@ class _Work:
     def find(self, cases: Sequence[InputCase]) -> dict[InputCase, Outcome]:
         """What came of images before, where all their files say that this model made them from them."""
         told = {
-            (line.image, line.input_sha256): line
+            (line.image, line.input_sha256): _Told(line.output_sha256, line.expected_dice, line.flag)
             for line in read_audit(self.output / AUDIT)
-            if line.model == self.model and line.outcome != "failed"
+            if (line.model, line.flags_from, line.outcome) == (self.model, self.flags_from, "done")
         }
         found = ((case, self._find(case, told)) for case in cases)
         return {case: outcome for case, outcome in found if outcome is not None}
 
-    def _find(self, case: InputCase, told: Mapping[tuple[str, str], AuditLine]) -> Outcome | None:
+    def _find(self, case: InputCase, told: Mapping[tuple[str, str], _Told]) -> Outcome | None:
         files = self.files(case)
         if not files[0].exists():
             return None
         start = time.perf_counter()
         try:
             sha256 = hash_files(case.files)
-            if not all(_is_made_from(file, self._made_from(sha256)) for file in files):
+            line = told.get((case.name, sha256))
+            if line is None or not all(_is_made_from(file, self._made_from(sha256)) for file in files):
                 return None
             mask = read_mask_stack(files[0], Slicing(slice_axis=self.plan.slicing.slice_axis))
         except FileError:
@@ -284,15 +308,26 @@ class _Work:
         for values, place in zip(strips(mask.values), strips(labels), strict=True):
             place[...] = self.plan.coding.of_written.encode(values)
         self.loaded[case] = _Loaded(start, sha256, seconds=time.perf_counter() - start)
-        line = told.get((case.name, sha256))
+        unchanged = file_digest(files[0]) == line.output_sha256
         return Outcome(
             image=case.name,
             mask=self.jobs[case],
             status="kept",
             measures=measure_mask(labels, self.plan.coding.outputs, mask.spacing_mm),
-            expected_dice=line.expected_dice if line else None,
-            flag=line.flag if line else "",
+            expected_dice=line.expected_dice if unchanged else None,
+            flag=line.flag if unchanged else CHANGED,
         )
+
+    def tell_replaced(self, waiting: Sequence[InputCase]) -> None:
+        """Say how many masks that are there are made anew, and how many are of images that are not asked for now."""
+        anew = sum((self.output / self.jobs[case]).exists() for case in waiting)
+        if anew:
+            logger.info("note       %d masks that are there are made anew: of other images, or not finished", anew)
+        asked = {*self.jobs.values()}
+        others = {line.mask for line in read_audit(self.output / AUDIT) if line.mask} - asked
+        there = sum((self.output / mask).exists() for mask in others)
+        if there:
+            logger.info("note       %d masks of earlier calls are not in the table of this one", there)
 
     def finish(self, case: InputCase, prediction: Prediction) -> Outcome:
         loaded = self.loaded[case]
@@ -316,7 +351,7 @@ class _Work:
         write_mask(self.output / self.jobs[case], values, self.plan.slicing, header, case.files, made_from)
         loaded.seconds = time.perf_counter() - loaded.start
         expected = self.predictor.expect_dice(prediction)
-        return Outcome(
+        outcome = Outcome(
             image=case.name,
             mask=self.jobs[case],
             status="done",
@@ -324,14 +359,15 @@ class _Work:
             expected_dice=expected,
             flag=self._flag(expected, loaded.differences),
         )
+        return self.record(case, outcome)
 
-    def record(self, audit: AuditLog, case: InputCase, outcome: Outcome) -> None:
+    def record(self, case: InputCase, outcome: Outcome) -> Outcome:
         """Add an image's line to the audit file."""
         loaded = self.loaded.pop(case)
         if not loaded.sha256:
             with contextlib.suppress(FileError):
                 loaded.sha256 = hash_files(case.files)  # of what could not be read as an image
-        audit.add(
+        self.audit.add(
             AuditLine(
                 time=datetime.now(UTC).isoformat(timespec="milliseconds"),
                 image=case.name,
@@ -347,8 +383,10 @@ class _Work:
                 problem=outcome.problem,
                 expected_dice=outcome.expected_dice,
                 flag=outcome.flag,
+                flags_from=self.flags_from,
             )
         )
+        return outcome
 
     def _flag(self, expected: float | None, differences: Sequence[str]) -> str:
         """Why somebody should look at a mask."""

@@ -269,7 +269,11 @@ def _scores(
     """The scores of just these networks: of all together, else of each run, else of each fold."""
     chosen = BestFolder.of(folder)
     if best is not None and best == chosen.read()[0] and all(run.holds_all_out for run in described):
-        yield from _read_scores(chosen.root / CROSSVAL, {"of": "model"}, CHOOSE_AGAIN)
+        path = chosen.root / CROSSVAL
+        content = read_json(path, PredictionError, CHOOSE_AGAIN)
+        if not isinstance(content, dict) or content.get("members") != to_json(best.members):
+            raise PredictionError(f"{path} is of another choice than best.json: {CHOOSE_AGAIN}")
+        yield from _read_scores(path, {"of": "model"}, CHOOSE_AGAIN)
     for run, of_run in zip(runs, described, strict=True):
         about = {"of": "run", "run": run.name}
         scores: list[ModelScores] = []
@@ -401,7 +405,7 @@ class _Archive:
         self.plans = {run.name: self._parse(run.plan, self.read(run.plan), parse_plan) for run in self.facts.runs}
         with self._refusing(MANIFEST):
             _require_one_input(self.plans)
-            _require_fitting(self.facts.postprocessing, self.plans[self.facts.runs[0].name])
+            _require_fitting(self.facts, self.plans[self.facts.runs[0].name])
 
     def read(self, name: str) -> bytes:
         """The bytes of a file, those that the manifest names."""
@@ -529,7 +533,11 @@ def is_strange(plan: Plan) -> bool:
     return ":" in plan.network.name
 
 
-def _require_fitting(postprocessing: Postprocessing | None, plan: Plan) -> None:
+def _require_fitting(facts: ModelFacts, plan: Plan) -> None:
+    """Refuse what was learnt of another model than the plan's."""
+    if facts.familiar is not None and facts.familiar.channels != plan.channels:
+        raise PredictionError(f"familiar images have {facts.familiar.channels} channels, the plan's {plan.channels}")
+    postprocessing = facts.postprocessing
     if postprocessing is None:
         return
     numbers = len(postprocessing.thresholds), len(postprocessing.cleaning)
@@ -606,7 +614,8 @@ def _unpack_choice(facts: ModelFacts, plan: Plan, scores: ModelScores | None, st
     best = BestFolder.of(staged)
     if facts.chosen is not None and facts.postprocessing is not None:
         if scores is not None:
-            write_json(best.root / CROSSVAL, _scored(scores, facts.runs[0]))
+            members = {"members": to_json(facts.chosen.members)}
+            write_json(best.root / CROSSVAL, _scored(scores, facts.runs[0]) | members)
         best.write(replace(facts.chosen, dataset=name), facts.tuning)
     elif len(facts.runs) > 1:
         together = BestModel(

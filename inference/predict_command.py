@@ -154,9 +154,9 @@ def _describe(predictor: "Predictor") -> list[str]:
         masks = describe_postprocessing(tuning.postprocessing, predictor.plan)
         lines.append(f"masks      {masks}, as iaunet_find_best chose")
     learnt = tuning.expected_dice
-    if learnt is not None and predictor.judge is None:
-        why = learnt.skipped or "it was learnt of other networks or with other mirroring than predict now"
-        lines.append(f"note       no expected Dice: {why}")
+    if predictor.judge is None:
+        unlike = "nothing was learnt of these networks and settings, see iaunet_find_best"
+        lines.append(f"note       no expected Dice: {(learnt and learnt.skipped) or unlike}")
     return lines
 
 

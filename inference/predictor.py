@@ -3,7 +3,6 @@
 import itertools
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from iaunet.device import choose_device, is_out_of_memory
-from iaunet.errors import PredictionError
+from iaunet.errors import FileError, PredictionError
 from iaunet.inference.best import find_chosen
 from iaunet.inference.ensemble import FLIPS, Ensemble, mean_probabilities
 from iaunet.inference.expected_dice import measure_rows
@@ -28,6 +27,7 @@ from iaunet.planners.plan import Plan, build_planned_network, with_thresholds
 from iaunet.preprocessing.cases import prepare_case
 from iaunet.records import to_json
 from iaunet.stacks import Stack, read_stack, volume_labels
+from iaunet.storage import digest
 from iaunet.weights import load_weights
 from iaunet.workspace import DatasetFolder
 
@@ -120,7 +120,7 @@ class Predictor:
         found = choose_runs(folder, [*runs] if runs else chosen.runs if chosen else None)
         tuning = chosen.tuning if chosen is not None and [run.name for run in found] == chosen.runs else Tuning()
         if not postprocessing:
-            tuning = replace(tuning, postprocessing=None)
+            tuning = tuning.without_postprocessing(found[0].record.plan)
         if fast:
             found = found[:1]
             folds = (folds or [choose_folds(found[0], None)[0].fold])[:1]
@@ -206,7 +206,7 @@ class Predictor:
         model = open_model(Path(path), trusted_network)
         if fast:
             model = model.first_only()
-        tuning = model.tuning if postprocessing else replace(model.tuning, postprocessing=None)
+        tuning = model.tuning if postprocessing else model.tuning.without_postprocessing(model.plan)
         return cls(
             model.plan,
             model.networks,
@@ -216,6 +216,11 @@ class Predictor:
             model.members,
             model.facts.familiar,
         )
+
+    @property
+    def flags_digest(self) -> str:
+        """What names all that the flags of a mask follow from: models of the Dice, and what images are familiar."""
+        return digest([to_json(self.judge), to_json(self.familiar)])
 
     def describe(self) -> dict[str, Any]:
         """What masks depend on: networks by run, fold and hash of their weights, and the settings."""
@@ -249,14 +254,26 @@ class Predictor:
 
         Raises:
             ValueError: An array has other axes.
-            FileError: A file cannot be read, or its channels or type are not those of the training images.
+            FileError: An array's channels or type are not those of the training images.
+            PredictionError: A file cannot be read, or does not fit likewise; the message names it.
         """
         if isinstance(image, list):
             return [self.predict(each) for each in image]
-        stack = _to_stack(image) if isinstance(image, np.ndarray) else read_stack([Path(image)], self.plan.slicing)
-        labels = self.predict_case(stack).labels
+        if isinstance(image, np.ndarray):
+            labels = self.predict_case(_to_stack(image)).labels
+        else:
+            labels = self._predict_file(Path(image)).labels
         of_volume = volume_labels(labels, self.plan.slicing) if len(labels) > 1 else labels[0]
         return self.plan.coding.decode(of_volume)
+
+    def _predict_file(self, path: Path) -> Prediction:
+        expected = self.plan.channel_files
+        try:
+            if expected:
+                raise FileError(f"is one of {expected} channel files", "use predict_folder, or give an array [H, W, C]")
+            return self.predict_case(read_stack([path], self.plan.slicing))
+        except FileError as fault:
+            raise PredictionError(f"{path} {fault.what}: {fault.mend}") from fault
 
     def predict_folder(
         self, inputs: str | PathLike[str], output: str | PathLike[str], options: "FolderOptions | None" = None

@@ -1,7 +1,7 @@
 """What was learnt on out-of-fold predictions and is used when new images are predicted."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from iaunet.inference.calibration import Calibration
 from iaunet.inference.expected_dice import DiceModel, ExpectedDice, features_of
 from iaunet.inference.postprocessing import Postprocessing
+from iaunet.planners.plan import Plan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +45,11 @@ class Tuning:
     postprocessing: Postprocessing | None = None
     calibration: Calibration | None = None
     expected_dice: ExpectedDice | None = None
+
+    def without_postprocessing(self, plan: Plan) -> "Tuning":
+        """The same for masks as the plan makes them; what Dice to expect was learnt of the others, if they differ."""
+        nothing = self.postprocessing is None or self.postprocessing.is_nothing(plan.inference.thresholds)
+        return replace(self, postprocessing=None, expected_dice=self.expected_dice if nothing else None)
 
     def temperatures(self, members: Sequence[NetworkName]) -> tuple[float, ...] | None:
         """The temperatures of an ensemble's networks, None where none are known."""

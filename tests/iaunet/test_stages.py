@@ -1,6 +1,7 @@
 import ast
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,10 @@ def test_type_checkers_know_the_same_stages_from_the_same_places():
     }
     assert typed == iaunet.STAGES
     assert {*iaunet.__all__} == {*iaunet.STAGES}
+
+
+def test_the_version_is_that_of_the_package():
+    assert iaunet.__version__ == version("iaunet")
 
 
 def test_an_unknown_name_is_no_stage():

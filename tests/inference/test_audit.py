@@ -25,6 +25,7 @@ LINE = AuditLine(
     problem="",
     expected_dice=0.75,
     flag="",
+    flags_from="12",
 )
 
 

@@ -1,4 +1,5 @@
 import json
+import shutil
 import subprocess
 import sys
 import unicodedata
@@ -360,6 +361,28 @@ def test_an_evaluation_is_saved_whole(folders, tmp_path):
 def evaluate(folders, *options):
     predictions, truth = folders
     return main(["--pred", str(predictions), "--truth", str(truth), "--workers", "1", *options])
+
+
+@pytest.mark.parametrize("tolerance", ["nan", "-1", "inf", "far"])
+def test_a_tolerance_that_is_no_distance_is_refused(folders, tolerance, capsys):
+    with pytest.raises(SystemExit):
+        evaluate(folders, f"--tolerance={tolerance}")
+
+    assert f"'{tolerance}' is no distance: give a number of pixels, 0 or more" in capsys.readouterr().err
+
+
+def test_what_predictions_write_beside_their_masks_is_no_mask(folders):
+    predictions, truth = write_cases(folders)
+    before = len(evaluate_folders(predictions, truth, None).scores)
+    (predictions / "predictions.json").write_text("{}")
+    for name in ("uncertainty", "probabilities", "overlays"):
+        (predictions / name).mkdir()
+        shutil.copyfile(next(predictions.glob("*.png")), predictions / name / "other.png")
+
+    evaluation = evaluate_folders(predictions, truth, None)
+
+    assert len(evaluation.scores) == before
+    assert not [problem for problem in evaluation.problems if "other.png" in problem.file]
 
 
 def test_the_command_prints_the_table_and_writes_nothing_unless_asked(folders, tmp_path, capsys):

@@ -7,7 +7,7 @@ from iaunet.errors import FileError
 from iaunet.inference.familiar import FAMILIAR, Familiar, find_familiar
 from iaunet.planners.fingerprint import Fingerprint
 from iaunet.planners.plan import load_plan
-from iaunet.records import load_record, to_json
+from iaunet.records import FieldError, load_record, to_json
 from iaunet.stacks import Stack
 from iaunet.storage import write_json
 from iaunet.workspace import DatasetFolder
@@ -46,6 +46,11 @@ def test_an_image_like_the_training_images_does_not_differ():
 )
 def test_what_is_beyond_the_training_images_is_told(image, differences):
     assert [*COLOUR.differences(image)] == differences
+
+
+def test_numbers_that_cannot_be_are_refused():
+    with pytest.raises(FieldError, match=r"means is \(\(1, 2\),\): give two numbers for each of 3 channels"):
+        dataclasses.replace(COLOUR, means=((1, 2),))
 
 
 def test_channels_that_cannot_be_brought_to_those_of_the_data_are_a_fault():

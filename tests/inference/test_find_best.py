@@ -10,6 +10,7 @@ from iaunet.files import read_mask
 from iaunet.inference.best import BestFolder, find_chosen
 from iaunet.inference.find_best import find_best
 from iaunet.inference.find_best_command import describe_finding, main
+from iaunet.inference.model_file import export_model
 from iaunet.inference.out_of_fold import LogitWriter, logits_path, read_logits, sigmoid
 from iaunet.inference.postprocessing import clean_labels
 from iaunet.inference.predict_command import main as predict
@@ -17,7 +18,7 @@ from iaunet.inference.runs import Run
 from iaunet.inference.scores import read_scores
 from iaunet.planners.plan import load_plan
 from iaunet.preprocessing.arrays import open_arrays
-from iaunet.workspace import DatasetFolder
+from iaunet.workspace import DatasetFolder, locked
 
 RUN = "unet-best-random"
 
@@ -252,3 +253,60 @@ def test_logits_of_other_data_are_refused(folder):
 
     with pytest.raises(PredictionError, match=f"the logits of {first.name} in .* are of other data: run iaunet_train"):
         find_best(folder)
+
+
+def test_two_calls_at_once_are_refused(folder):
+    best = BestFolder.of(folder)
+    with locked(best.root, "choosing the best model"), pytest.raises(WorkspaceError, match="choosing the best model"):
+        find_best(folder)
+    find_best(folder)
+
+
+def test_an_earlier_choice_stands_until_all_of_a_new_one_is_known(folder, monkeypatch):
+    finding = find_best(folder)
+
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("iaunet.inference.find_best.score_masks", stop)
+    with pytest.raises(KeyboardInterrupt):
+        find_best(folder)
+    assert find_chosen(folder).tuning == finding.tuning
+
+
+def test_a_choice_that_was_not_finished_is_told(folder, caplog):
+    find_best(folder)
+    BestFolder.of(folder).forget()
+
+    assert find_chosen(folder) is None
+    assert "a choice of iaunet_find_best was not finished: run iaunet_find_best again" in caplog.text
+
+
+def test_scores_of_another_choice_are_not_exported(folder, tmp_path):
+    find_best(folder)
+    path = BestFolder.of(folder).root / "crossval.json"
+    content = json.loads(path.read_text())
+    content["members"][0]["run"] = "other"
+    path.write_text(json.dumps(content))
+
+    with pytest.raises(PredictionError, match=r"crossval\.json is of another choice than best\.json"):
+        export_model(folder, tmp_path / "m.zip")
+
+
+def test_folds_that_are_not_compared_are_calibrated_as_well(folder, add_run):
+    whole = find_best(folder).tuning.calibration.temperatures[RUN]
+    add_run("half", lambda truth, probabilities, row: probabilities / 2)
+    shutil.rmtree(folder.runs / "half" / "fold_2")
+
+    finding = find_best(folder, incomplete=True)
+
+    assert RUN in [member.run for member in finding.model.members]
+    assert finding.tuning.calibration.temperatures[RUN] == whole
+    assert [*whole] == ["0", "1", "2"]
+
+
+def test_a_seed_that_is_none_is_refused_first(capsys):
+    with pytest.raises(SystemExit):
+        main(["toy", "--seed", "-1"])
+
+    assert "'-1' is no seed: give a whole number of 0 or more" in capsys.readouterr().err

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from iaunet.dataset import MaskCoding
 from iaunet.discovery import natural_order
@@ -531,7 +532,8 @@ def test_every_image_has_a_line_in_the_audit_file_each_time_it_is_asked_for(pred
 def judged(predictor, flag_below):
     """The predictor with a model of the Dice that expects the soft Dice."""
     models = {"run": {"0": DiceModel(intercept=0.0, coefficients=(1.0, 0, 0, 0, 0))}}
-    learnt = ExpectedDice(flag_below=flag_below, models=models, mirroring=False)
+    numbers = {"rank_correlation": 0.7, "low": 0.6, "high": 0.8, "dice_unflagged": 0.9}
+    learnt = ExpectedDice(flag_below=flag_below, models=models, mirroring=False, **numbers)
     networks = [*predictor.ensemble.networks]
     return Predictor(
         predictor.plan,
@@ -600,3 +602,61 @@ def test_uncertainty_is_the_spread_of_networks_and_flips_at_native_size(run, ima
     native = case.places[0].geometry.restore(spread[None])[0]
     np.testing.assert_allclose(written / 65535 / 2, native, atol=1e-4)
     assert written.max() > 600
+
+
+def test_a_mask_whose_line_was_lost_is_made_again_and_told_in_full(predictor, images, output):
+    by = judged(predictor, flag_below=2.0)
+    first = predict_folder(by, images, output, FolderOptions())
+    lines = (output / "audit.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    (output / "audit.jsonl").write_text("".join(line for line in lines if "case_02" not in line), encoding="utf-8")
+
+    again = predict_folder(by, images, output, FolderOptions())
+
+    assert statuses({o.image: o for o in again})["case_02.png"] == "done"
+    assert [o.status for o in again].count("kept") == 4
+    assert [(o.expected_dice, o.flag) for o in again] == [(o.expected_dice, o.flag) for o in first]
+
+
+def test_what_was_learnt_since_is_told_of_masks_that_are_there_already(predictor, images, output):
+    predict_folder(predictor, images, output, FolderOptions())
+
+    outcomes = predict_folder(judged(predictor, flag_below=2.0), images, output, FolderOptions(overwrite=True))
+    assert all(outcome.flag for outcome in outcomes)
+    outcomes = predict_folder(judged(predictor, flag_below=0.01), images, output, FolderOptions())
+    assert [outcome.status for outcome in outcomes] == ["done"] * 5
+    assert not any(outcome.flag for outcome in outcomes)
+
+
+def test_a_mask_that_was_changed_by_hand_is_kept_and_flagged(predictor, images, output):
+    by = judged(predictor, flag_below=0.01)
+    predict_folder(by, images, output, FolderOptions())
+    with Image.open(output / "case_01.png") as image:
+        pixels, text = np.asarray(image).copy(), image.text
+    pixels[:5] = 255
+    written = PngInfo()
+    for key, value in text.items():
+        written.add_text(key, value)
+    Image.fromarray(pixels).save(output / "case_01.png", pnginfo=written)
+
+    for _ in range(2):
+        changed = predict_folder(by, images, output, FolderOptions())[1]
+        assert (changed.status, changed.expected_dice) == ("kept", None)
+        assert changed.flag == "changed since it was predicted"
+    np.testing.assert_array_equal(np.asarray(Image.open(output / "case_01.png")), pixels)
+
+
+def test_masks_of_other_images_and_of_earlier_calls_are_told(predict, images, output, caplog):
+    caplog.set_level("INFO")
+    predict()
+    (images / "case_00.png").unlink()
+    shutil.copyfile(images / "case_03.png", images / "case_01.png")
+
+    predict()
+
+    assert "note       1 masks that are there are made anew" in caplog.text
+    assert "note       1 masks of earlier calls are not in the table of this one" in caplog.text
+
+
+def test_a_lone_pass_has_no_uncertainty(predict):
+    with pytest.raises(PredictionError, match="one network without mirroring cannot disagree: leave out --uncertainty"):
+        predict(uncertainty=True)

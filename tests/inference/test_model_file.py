@@ -36,6 +36,7 @@ from iaunet.inference.runs import Run, RunRecord
 from iaunet.inference.tuning import Tuning
 from iaunet.inference.validation import write_summary
 from iaunet.planners.plan import NetworkPlan, build_planned_network, load_plan
+from iaunet.records import to_json
 from iaunet.storage import write_json
 from iaunet.weights import save_weights
 from iaunet.workspace import DatasetFolder, Workspace, locked
@@ -133,6 +134,8 @@ def choose(folder):
         )
         tuning = Tuning(postprocessing=postprocessing, calibration=CALIBRATION, expected_dice=EXPECTED_DICE)
         best.write(model, tuning)
+        scores = json.loads((best.root / CROSSVAL).read_text())
+        write_json(best.root / CROSSVAL, scores | {"members": to_json(members)})
         return tuning
 
     return choose
@@ -330,7 +333,7 @@ def test_the_card_tells_the_facts_and_says_which_are_absent(model_zip, source, m
         "None but the thresholds of the plan: 0.5.",
         "Values of masks: 0 background, 255 foreground",
         "iaunet_predict --model MODEL.zip -i IMAGES -o MASKS\n",
-        "Left for the owner of the model to fill in: none is recorded in this file.",
+        "None: licence and origin of the data are not recorded in this file.",
     ):
         assert fact in card
     n = sum(p.numel() for p in build_planned_network(plan).parameters())
@@ -685,6 +688,29 @@ def rename_run(manifest, name):
         (
             lambda m: m["model"].update(postprocessing={"thresholds": [0.5], "cleaning": [{}]}),
             "give it together with the reason for it, chosen",
+        ),
+        (
+            lambda m: m["model"]["familiar"].update(channels=7),
+            r"model.json: model\.familiar\.means is .* give two numbers for each of 7 channels",
+        ),
+        (
+            lambda m: m["model"]["familiar"].update(channels=1, means=[[0, 1]]),
+            "model.json: familiar images have 1 channels, the plan's 3",
+        ),
+        (
+            lambda m: m["model"].update(
+                expected_dice=to_json(EXPECTED_DICE)
+                | {"models": {RUN: {"0": {"intercept": 0, "coefficients": [None] * 5}}}}
+            ),
+            r"model.json: .*coefficients is \(nan",
+        ),
+        (
+            lambda m: m["model"].update(expected_dice=to_json(EXPECTED_DICE) | {"rank_correlation": None}),
+            r"model\.expected_dice\.skipped is '': give why there are no models",
+        ),
+        (
+            lambda m: m["model"].update(expected_dice=to_json(ExpectedDice(skipped="few")) | {"skipped": "\x1b[31m"}),
+            r"model\.expected_dice\.skipped is ",
         ),
     ],
 )

@@ -297,5 +297,6 @@ def test_runs_and_folds_do_not_go_with_a_models_file(tmp_path, capsys):
     assert export_main([str(tmp_path / "toy.zip"), "--onnx", "-o", str(tmp_path / "onnx"), "--folds", "1"]) == 2
 
     assert (
-        capsys.readouterr().err == "error: --run, --folds and --notes are for a data set: leave them out with a model's file\n"
+        capsys.readouterr().err
+        == "error: --run, --folds and --notes are for a data set: leave them out with a model's file\n"
     )

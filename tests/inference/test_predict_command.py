@@ -231,7 +231,8 @@ def test_a_stopped_prediction_leaves_whole_masks_and_the_same_command_does_the_r
     assert len({after[f"{i:04d}.png"] for i in range(0, 600, 18)}) == 1
     assert not list(output.glob(".*tmp"))
     with (output / "predictions.csv").open(newline="") as file:
-        assert [row["status"] for row in csv.DictReader(file)].count("kept") == len(done)
+        kept = [row["status"] for row in csv.DictReader(file)].count("kept")
+    assert len(done) - 2 <= kept <= len(done)  # of two threads each may have written a mask and not yet its line
 
 
 def test_input_output_and_dataset_must_be_given(capsys):

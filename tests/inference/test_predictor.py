@@ -9,8 +9,11 @@ from PIL import Image
 
 from iaunet.dataset import MaskCoding
 from iaunet.errors import FileError, NetworkError, PredictionError
+from iaunet.inference.expected_dice import DiceModel, ExpectedDice
+from iaunet.inference.postprocessing import LabelCleaning, Postprocessing
 from iaunet.inference.predictor import Predictor
 from iaunet.inference.runs import Run
+from iaunet.inference.tuning import Tuning
 from iaunet.inference.validation import write_summary
 from iaunet.planners.plan import InferencePlan, NetworkPlan
 from iaunet.stacks import Stack
@@ -320,3 +323,48 @@ def test_weights_of_another_network_are_refused(run, tmp_path):
 
     with pytest.raises(NetworkError, match="holds weights of another network"):
         Predictor.from_runs([other], device="cpu")
+
+
+def test_a_file_that_cannot_be_read_is_named(predictor, tmp_path):
+    (tmp_path / "half.png").write_bytes(b"no image")
+
+    with pytest.raises(PredictionError, match=r"half\.png "):
+        predictor.predict([tmp_path / "half.png"])
+    with pytest.raises(PredictionError, match=r"nowhere\.png "):
+        predictor.predict(str(tmp_path / "nowhere.png"))
+
+
+def test_one_of_several_channel_files_is_no_image(make_plan, tmp_path):
+    plan = make_plan(channels=3, channel_files=3)
+    several = Predictor(plan, [torch.nn.Conv2d(3, 1, 1)], CPU)
+    Image.new("L", (64, 64)).save(tmp_path / "a_0000.png")
+
+    with pytest.raises(PredictionError, match=r"a_0000\.png is one of 3 channel files: use predict_folder"):
+        several.predict(tmp_path / "a_0000.png")
+    assert several.predict(np.zeros((64, 64, 3), np.uint8)).shape == (64, 64)
+
+
+def test_paths_and_pixels_give_the_same_masks(predictor, trained_toy):
+    folder = Path(DatasetFolder(trained_toy / "toy").load_dataset().source.root) / "images"
+    paths = sorted(folder.glob("*.png"))[:2]
+
+    by_path = predictor.predict([*map(str, paths)])
+
+    for mask, path in zip(by_path, paths, strict=True):
+        np.testing.assert_array_equal(mask, predictor.predict(np.asarray(Image.open(path))))
+
+
+def test_what_was_learnt_of_postprocessed_masks_is_left_out_without_postprocessing(make_plan):
+    plan = make_plan()
+    numbers = {"rank_correlation": 0.7, "low": 0.6, "high": 0.8, "dice_unflagged": 0.9}
+    models = {"r": {"0": DiceModel(intercept=0.5, coefficients=(0.0,) * 5)}}
+    learnt = ExpectedDice(flag_below=0.4, models=models, **numbers)
+    cleaned = Tuning(
+        postprocessing=Postprocessing(thresholds=(0.5,), cleaning=(LabelCleaning(smallest=9),)), expected_dice=learnt
+    )
+    as_it_comes = Tuning(
+        postprocessing=Postprocessing(thresholds=(0.5,), cleaning=(LabelCleaning(),)), expected_dice=learnt
+    )
+
+    assert cleaned.without_postprocessing(plan) == Tuning()
+    assert as_it_comes.without_postprocessing(plan) == Tuning(expected_dice=learnt)
