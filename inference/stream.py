@@ -2,7 +2,7 @@
 
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -66,7 +66,7 @@ def predict_stream(
     watch: Callable[[Item, RowPrediction], None] | None = None,
     keep_uncertainty: bool = False,
     measure: bool = False,
-) -> Iterator[tuple[Item, Result | IaunetError]]:
+) -> Generator[tuple[Item, Result | IaunetError], None, None]:
     """Predict many cases.
 
     Args:

@@ -1,19 +1,21 @@
 """The held-out test set scored once for each model, and every look at it counted."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from iaunet.errors import PredictionError
-from iaunet.inference.best import find_chosen
+from iaunet.inference.best import Chosen, find_chosen
 from iaunet.inference.evaluation import SUMMARY, save_evaluation
 from iaunet.inference.folder import FolderOptions, predict_cases
 from iaunet.inference.held_out import input_cases, load_held_out, require_usable, score_held_out
 from iaunet.inference.predictor import Predictor
-from iaunet.inference.runs import list_runs
+from iaunet.inference.runs import Run, choose_folds, list_runs
 from iaunet.inference.scores import ScoreSummary
+from iaunet.inference.tuning import NetworkName, Tuning
 from iaunet.preprocessing.held_out import HeldOut
 from iaunet.records import load_record, to_json
-from iaunet.storage import digest, write_json
+from iaunet.storage import digest, file_digest, write_json
 from iaunet.workers import default_workers
 from iaunet.workspace import DatasetFolder, locked
 
@@ -111,6 +113,31 @@ def find_test_scores(folder: DatasetFolder) -> TestScores | None:
     return load_record(TestScores, path, PredictionError, mend)
 
 
+def find_staleness(folder: DatasetFolder, look: TestLook, chosen: Chosen | None) -> str:
+    """Why what was seen is not of the present test set and the present model; empty if it is.
+
+    Args:
+        folder: The dataset's.
+        look: What was seen.
+        chosen: The present model, None for the only run.
+
+    Raises:
+        PredictionError: The test set cannot be read.
+        TrainingError: The record of a run is damaged.
+    """
+    if look.test_set != _digest_of(load_held_out(folder)):
+        return "it was scored on another state of the test set"
+    usable = [run for run in list_runs(folder.runs) if run.finished_folds()]
+    runs = usable if chosen is None else [Run(folder.runs / name) for name in chosen.runs]
+    if len(runs) > 1 and chosen is None:
+        return "none of the runs is chosen now"
+    if look.runs != tuple(run.name for run in runs):
+        return "it was scored with other runs than those that predict now"
+    if look.model != _digest_of_model(runs, chosen.tuning if chosen else Tuning()):
+        return "it was scored with other weights, temperatures, thresholds or postprocessing than there are now"
+    return ""
+
+
 def masks_folder(folder: DatasetFolder, look: TestLook) -> Path:
     """Where the masks of a look lie."""
     return folder.root / FOLDER / look.masks
@@ -125,6 +152,19 @@ def _load_best(folder: DatasetFolder, device: str, trusted_network: str | None) 
 def _digest_of(held_out: HeldOut) -> str:
     """Names what a test set holds, wherever it lies."""
     return digest([held_out.sha256, to_json(held_out.coding)])
+
+
+def _digest_of_model(runs: Sequence[Run], tuning: Tuning) -> str:
+    """The digest of the model that runs are, without their weights being loaded."""
+    from torch import device, nn
+
+    folds = [(run, fold) for run in runs for fold in choose_folds(run, None)]
+    members = [
+        NetworkName(run=run.name, fold=fold.fold, weights_sha256=file_digest(fold.weights)) for run, fold in folds
+    ]
+    unused = [nn.Identity() for _ in members]
+    plan = runs[0].record.plan
+    return digest(Predictor(plan, unused, device("cpu"), tuning=tuning, members=members).describe())
 
 
 def _look(folder: DatasetFolder, held_out: HeldOut, predictor: Predictor, workers: int) -> TestLook:

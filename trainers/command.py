@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import json
 import logging
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -121,5 +122,6 @@ def _run(arguments: argparse.Namespace) -> int:
     )
     with terminating_like_interrupt():
         run = train(folder, arguments.fold, options)
-    logger.info("next       iaunet_predict -i FOLDER -o FOLDER -d %s --run %s", folder.name, run.name)
+    names = shlex.quote(folder.name), shlex.quote(run.name)
+    logger.info("next       iaunet_predict -i FOLDER -o FOLDER -d %s --run %s", *names)
     return ALL_DONE

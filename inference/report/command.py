@@ -28,9 +28,8 @@ def build_parser() -> argparse.ArgumentParser:
         help="replace the names of cases and groups by numbers, and show no pixels and no paths",
     )
     parser.add_argument("--test", action="store_true", help="predict and score the held-out test set, if not done yet")
-    parser.add_argument(
-        "-o", "--output", type=Path, metavar="DIR", help="where to write (default: report/ in the workspace)"
-    )
+    where = "where to write (default: report/ or report_anonymous/ in the workspace)"
+    parser.add_argument("-o", "--output", type=Path, metavar="DIR", help=where)
     return parser
 
 

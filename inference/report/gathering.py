@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from iaunet.dataset import Dataset, Source
-from iaunet.errors import IaunetError, PredictionError, PreprocessingError, WorkspaceError
-from iaunet.inference.best import SCORES, BestFolder, BestModel
+from iaunet.errors import IaunetError, PlanError, PredictionError, PreprocessingError, WorkspaceError
+from iaunet.inference.best import AGAIN, SCORES, BestFolder, BestModel, CaseRow, Chosen
 from iaunet.inference.crossval import summarise
 from iaunet.inference.held_out import load_held_out
-from iaunet.inference.output import RECORD
 from iaunet.inference.postprocessing import describe_postprocessing
 from iaunet.inference.report.facts import (
     CaseFacts,
@@ -32,17 +31,27 @@ from iaunet.inference.report.facts import (
     SplitFacts,
 )
 from iaunet.inference.report.masks import HeldOutMasks
-from iaunet.inference.report.runs import RunFacts, collect_runs, mean_dice, read_cases, split_digests, summarise_dice
+from iaunet.inference.report.runs import (
+    OWN_SPLITS,
+    RunFacts,
+    collect_runs,
+    mean_dice,
+    read_cases,
+    split_digests,
+    summarise_cases,
+    summarise_dice,
+)
 from iaunet.inference.runs import Run
-from iaunet.inference.scores import CaseScore, ScoreSummary, summarise_scores
-from iaunet.inference.test_scores import TestLook, find_test_scores, masks_folder
+from iaunet.inference.scores import CaseScore, ScoreSummary
+from iaunet.inference.test_scores import find_staleness, find_test_scores
 from iaunet.inference.tuning import Tuning
 from iaunet.planners.fingerprint import Fingerprint
 from iaunet.planners.folds import Splits, load_splits
-from iaunet.planners.plan import Plan, decisions, load_plan
+from iaunet.planners.plan import Plan, content_digest, decisions, load_plan
+from iaunet.planners.planner import find_planner
 from iaunet.preprocessing.arrays import open_arrays
 from iaunet.records import load_record
-from iaunet.storage import file_digest, read_json
+from iaunet.storage import file_digest
 from iaunet.workspace import DatasetFolder
 
 if TYPE_CHECKING:
@@ -50,8 +59,9 @@ if TYPE_CHECKING:
     from iaunet.inference.report.suspects import Suspect
 
 MOST_SUSPECTS = 20
-TEST_AGAIN = "remove its folder and run iaunet_report with --test"
 PLAN_AGAIN = "iaunet_plan_and_preprocess DATA_FOLDER"
+INPUT_FIELDS = ("input_mode", "input_size", "tile_scale", "equal_spacing")
+EDITED = "edited by hand"
 
 
 def gather_facts(folder: DatasetFolder, anonymous: bool = False) -> ReportFacts:
@@ -128,7 +138,7 @@ class Gathering:
             iaunet=version("iaunet"),
             data=_describe_data(self.dataset, fingerprint, self.aliases, self.anonymous),
             plan=self.plan,
-            choices=tuple(_describe_choices(self.plan)),
+            choices=tuple(_describe_choices(self.plan, self._planned(fingerprint))),
             splits=tuple(_describe_splits(self.splits, self.dataset.groups)),
             missing_splits=self.splits.missing,
             runs=tuple(map(self._aliased, self.runs)),
@@ -143,8 +153,31 @@ class Gathering:
             expected_dice=self.tuning.expected_dice if self.tuning else None,
             held_out=self._held_out(),
             missing=tuple(self.missing),
-            commands=tuple(_commands(self.dataset, self.folder.name, self.runs, self.anonymous)),
+            commands=tuple(_commands(self.dataset, self.folder.name, self.plan, self.runs, self.anonymous)),
         )
+
+    @property
+    def _quoted(self) -> str:
+        """The dataset's name in a command."""
+        return shlex.quote(self.folder.name)
+
+    @property
+    def _chosen(self) -> Chosen | None:
+        """What iaunet_find_best chose, as prediction wants it."""
+        if self.model is None or self.tuning is None:
+            return None
+        return Chosen(runs=[member.run for member in self.model.members], tuning=self.tuning)
+
+    def _planned(self, fingerprint: Fingerprint) -> Plan | None:
+        """The plan as the planner made it; None where that is not known any more."""
+        if not self.plan.is_edited:
+            return self.plan
+        try:
+            planner = find_planner(self.plan.planner)
+            made = planner.plan(self.dataset, fingerprint, self.dataset.source.width, self.splits.missing)
+        except PlanError:
+            return None
+        return made if content_digest(made) == self.plan.planned else None
 
     def _tell_missing(self, what: str, why: str, command: str = "") -> None:
         self.missing.append(Missing(what=what, why=why, command=command))
@@ -152,11 +185,11 @@ class Gathering:
     def _read_choice(self) -> tuple[BestModel | None, Tuning | None]:
         """What iaunet_find_best chose, if it is of the weights there are now."""
         best = BestFolder.of(self.folder)
-        again = f"iaunet_find_best {self.folder.name}"
+        again = f"iaunet_find_best {self._quoted}"
         what = "chosen model, calibration and expected Dice"
         if not best.exists:
             none_complete = not any(run.is_complete for run in self.runs)
-            first = f"iaunet_train {self.folder.name} cv, then " if none_complete else ""
+            first = f"iaunet_train {self._quoted} cv, then " if none_complete else ""
             self._tell_missing(
                 what, "iaunet_find_best was not run: the scores are those of a single run", first + again
             )
@@ -169,6 +202,10 @@ class Gathering:
             if run is None or run.stale or not run.is_complete or weights != member.weights_sha256:
                 self._tell_missing(what, f"the choice was of other weights of {member.run} than there are now", again)
                 return None, None
+            if not run.is_current:
+                why = f"the choice was of {member.run}, which was trained on another state of the data or the folds"
+                self._tell_missing(what, why, f"iaunet_train {self._quoted} cv, then {again}")
+                return None, None
         absent = {"calibration": tuning.calibration, "expected Dice": tuning.expected_dice}
         for part in (name for name, found in absent.items() if found is None):
             self._tell_missing(part, "the model was chosen before this was measured", again)
@@ -179,7 +216,7 @@ class Gathering:
         scored = [run for run in self.runs if run.cases]
         if not scored:
             raise PredictionError(
-                f"{self.folder.name} has no scored fold yet: run iaunet_train {self.folder.name} cv first"
+                f"{self.folder.name} has no scored fold yet: run iaunet_train {self._quoted} cv first"
             )
         members = {member.run for member in self.model.members} if self.model else {run.name for run in scored}
         among = [run for run in scored if run.name in members]
@@ -193,12 +230,19 @@ class Gathering:
         if self.model is None or self.tuning is None:
             assert self.shown.summary is not None  # a run is shown only if it was scored
             return self.shown.cases, self._about("run", self.shown.name, self.shown.summary, self.shown.cases)
-        found = read_cases(BestFolder.of(self.folder).root / SCORES, self.plan.labels)
-        scores = {case.name: case for case in found}
+        path = BestFolder.of(self.folder).root / SCORES
+        scores = {case.name: case for case in read_cases(path, self.plan.labels)}
+        if {*scores} != ({*self._expected} or {*self.shown.fold_of}):
+            raise PredictionError(f"{path} does not hold the cases of the chosen model: {AGAIN}")
         unit = self.shown.summary.distance_unit if self.shown.summary else "px"
-        groups = {name: self.dataset.groups[name] for name in scores if name in self.dataset.groups}
-        summary = summarise_scores([*scores.values()], groups, self.shown.fold_of, unit)
+        folds = {name: self.shown.fold_of[name] for name in scores}
+        summary = summarise_cases([*scores.values()], self.dataset.groups, folds, unit)
         return scores, self._about("model", " + ".join(member.run for member in self.model.members), summary, scores)
+
+    @cached_property
+    def _expected(self) -> Mapping[str, CaseRow]:
+        """What was expected of each case of the chosen model."""
+        return {row.name: row for row in BestFolder.of(self.folder).read_cases()} if self.model else {}
 
     def _about(
         self, of: Literal["model", "run"], title: str, summary: ScoreSummary, scores: Mapping[str, CaseScore]
@@ -219,8 +263,7 @@ class Gathering:
     ) -> list[CaseFacts]:
         shapes = {case.name: case.shape for case in fingerprint.cases}
         kinds = {suspect.name: suspect.kind for suspect in suspects}
-        expected = {row.name: row for row in BestFolder.of(self.folder).read_cases()} if self.model else {}
-        fold_of = self.shown.fold_of
+        expected, fold_of = self._expected, self.shown.fold_of
         return [
             CaseFacts(
                 name=self.aliases.case(name),
@@ -238,23 +281,25 @@ class Gathering:
 
     def _leakage(self) -> Iterator[LeakageFacts]:
         """Pairs of runs that differ by the split alone."""
-        if "grouped" not in self.splits.splits or not self.splits.splits["random"].inflated:
-            why = "no groups and no near duplicates are known, so the random split cannot leak"
+        if not self.splits.splits["random"].inflated:
+            why = "no groups and no near duplicates are known, so whether the random split leaks cannot be told"
+            self._tell_missing("random against grouped", why)
+            return
+        if "grouped" not in self.splits.splits:
+            why = self.splits.missing.get("grouped", "there is no grouped split")
             self._tell_missing("random against grouped", why)
             return
         pairs = [
             (random, grouped)
             for random in self.runs
             for grouped in self.runs
-            if (random.split, grouped.split) == ("random", "grouped") and _differ_by_split_alone(random, grouped)
+            if (random.split, grouped.split) == OWN_SPLITS and _differ_by_split_alone(random, grouped)
         ]
         if not pairs:
             other = "random" if self.shown.split == "grouped" else "grouped"
-            why = "it takes the same network and recipe trained on both splits"
-            options = _train_options(self.shown, "", "")
-            self._tell_missing(
-                "random against grouped", why, f"iaunet_train {self.folder.name} cv --split {other}{options}"
-            )
+            why = "it takes the same network and recipe trained on both splits as they are now"
+            options = _train_options(self.shown, f" --split {other}", "")
+            self._tell_missing("random against grouped", why, f"iaunet_train {self._quoted} cv{options}")
         for random, grouped in pairs:
             yield self._compare_splits(random, grouped)
 
@@ -321,7 +366,7 @@ class Gathering:
             return None
         held_out, scores = load_held_out(self.folder), find_test_scores(self.folder)
         if scores is None:
-            command = f"iaunet_report {self.folder.name} --test"
+            command = f"iaunet_report {self._quoted} --test"
             self._tell_missing("scores of the held-out test set", "do it once, when all choices are made", command)
             return HeldOutFacts(n_cases=len(held_out.cases), leakage=held_out.leakage or "")
         look = scores.present
@@ -331,23 +376,9 @@ class Gathering:
             summary=look.summary,
             n_times=scores.times,
             model=" + ".join(look.runs),
-            stale=self._staleness_of_look(look),
+            stale=find_staleness(self.folder, look, self._chosen),
             n_unscored=len(look.unscored),
         )
-
-    def _staleness_of_look(self, look: TestLook) -> str:
-        """Why the test set was not scored with the present model, empty if it was."""
-        if self.model is not None and look.runs != tuple(member.run for member in self.model.members):
-            return "it was scored with other runs than those that were chosen"
-        path = masks_folder(self.folder, look) / RECORD
-        record = read_json(path, PredictionError, TEST_AGAIN)
-        try:
-            scored = {member["weights_sha256"] for member in record["members"]}
-        except (KeyError, TypeError) as fault:
-            raise PredictionError(f"{path} does not say which weights predicted: {TEST_AGAIN}") from fault
-        runs = [Run(self.folder.runs / name) for name in look.runs]
-        present = {file_digest(fold.weights) for run in runs for fold in run.finished_folds()}
-        return "" if scored <= present else "it was scored with other weights than there are now"
 
     def _describe_choice(self) -> ChosenFacts | None:
         if self.model is None or self.tuning is None:
@@ -375,7 +406,7 @@ class Gathering:
 
 def _differ_by_split_alone(one: RunFacts, other: RunFacts) -> bool:
     mine, theirs = ({**decisions(run.plan), "split": "", "epochs": run.epochs} for run in (one, other))
-    return mine == theirs and bool(one.cases) and bool(other.cases)
+    return mine == theirs and all(run.cases and run.is_current for run in (one, other))
 
 
 def _describe_data(dataset: Dataset, fingerprint: Fingerprint, aliases: Aliases, anonymous: bool) -> DataFacts:
@@ -412,8 +443,8 @@ def _describe_data(dataset: Dataset, fingerprint: Fingerprint, aliases: Aliases,
     )
 
 
-def _describe_choices(plan: Plan) -> Iterator[Choice]:
-    """What the plan decided, its values in words."""
+def _describe_choices(plan: Plan, planned: Plan | None) -> Iterator[Choice]:
+    """What the plan decided, its values in words, each with its reason unless it was edited since it was planned."""
     network, recipe = plan.network, plan.recipe
     height, width = plan.input_size
     options = "".join(f", {name.replace('_', ' ')} {value}" for name, value in network.options.items())
@@ -429,8 +460,16 @@ def _describe_choices(plan: Plan) -> Iterator[Choice]:
         "split": plan.split,
     }
     for name, value in values.items():
-        field = "input_mode" if name == "input" else name
-        yield Choice(name=name, value=value, why=plan.why.get(field, "edited by hand"))
+        fields = INPUT_FIELDS if name == "input" else (name,)
+        yield Choice(name=name, value=value, why=_why(plan, planned, fields))
+
+
+def _why(plan: Plan, planned: Plan | None, fields: Sequence[str]) -> str:
+    """The reason of a decision; the first of its fields names it."""
+    if planned is None:
+        return "plan.json was edited by hand: the planner's reason may not hold"
+    is_kept = all(getattr(plan, field) == getattr(planned, field) for field in fields)
+    return plan.why.get(fields[0], EDITED) if is_kept else EDITED
 
 
 def _describe_splits(splits: Splits, groups: Mapping[str, str]) -> Iterator[SplitFacts]:
@@ -447,16 +486,21 @@ def _describe_splits(splits: Splits, groups: Mapping[str, str]) -> Iterator[Spli
         yield SplitFacts(name=split.name, inflated=split.inflated, folds=tuple(sizes))
 
 
-def _commands(dataset: Dataset, name: str, runs: Sequence[RunFacts], anonymous: bool) -> Iterator[str]:
+def _commands(dataset: Dataset, name: str, plan: Plan, runs: Sequence[RunFacts], anonymous: bool) -> Iterator[str]:
     """What makes the report again from the raw data."""
+    quoted = shlex.quote(name)
     yield f"iaunet_plan_and_preprocess {_plan_options(dataset.source, name, anonymous)}"
+    if plan.is_edited:
+        yield f"cp PLAN.json WORKSPACE/{quoted}/plan.json"
+        yield f"iaunet_plan_and_preprocess {quoted}"
     for run in runs:
         default = f"{run.plan.network.name.rpartition(':')[2]}-{run.plan.recipe.name}-{run.split}"
-        called = f" --name {shlex.quote(run.name)}" if run.name != default else ""
-        split = f" --split {shlex.quote(run.split)}"
-        yield f"iaunet_train {shlex.quote(name)} cv{_train_options(run, split, called)}"
-    yield f"iaunet_find_best {shlex.quote(name)}"
-    yield f"iaunet_report {shlex.quote(name)}{' --anonymous' if anonymous else ''}"
+        is_own = run.split in OWN_SPLITS
+        called = "" if is_own and run.name == default else f" --name {shlex.quote(run.name)}"
+        split = f" --split {run.split if is_own else 'SPLIT.json'}"
+        yield f"iaunet_train {quoted} cv{_train_options(run, split, called)}"
+    yield f"iaunet_find_best {quoted}"
+    yield f"iaunet_report {quoted}{' --anonymous' if anonymous else ''}"
 
 
 def _plan_options(source: Source, name: str, anonymous: bool) -> str:
@@ -469,7 +513,8 @@ def _plan_options(source: Source, name: str, anonymous: bool) -> str:
     if source.missing_mask != "error":
         given.append(f"--missing_mask {source.missing_mask}")
     if source.mask_suffixes:
-        given.append(f"--mask_suffix {' '.join(map(shlex.quote, source.mask_suffixes))}")
+        suffixes = "MASK_SUFFIX" if anonymous else " ".join(map(shlex.quote, source.mask_suffixes))
+        given.append(f"--mask_suffix {suffixes}")
     values = {"slice_axis": source.slice_axis, "axes": source.axes, "width": source.width, "folds": source.n_folds}
     usual = {"folds": 5, "planner": "auto"}
     given += [

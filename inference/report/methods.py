@@ -281,7 +281,8 @@ def _prediction(facts: ReportFacts) -> Iterator[str]:
 
 def _evaluation(facts: ReportFacts) -> Iterator[str]:
     scored, summary = facts.scored, facts.scored.summary
-    grouped = "; cases of one group were never in both" if scored.split == "grouped" and not scored.inflated else ""
+    is_grouped = scored.split == "grouped" and not scored.inflated and facts.shown.is_current
+    grouped = "; cases of one group were never in both" if is_grouped else ""
     yield (
         f"Networks were trained and scored in {scored.n_folds}-fold cross-validation (split {_plain(scored.split)}): "
         f"each case was predicted by the network of the fold that held it out{grouped}."
@@ -451,7 +452,7 @@ def _limits(facts: ReportFacts) -> Iterator[str]:
         if run.stale:
             yield f"The scores of {_plain(run.name)} are not those of its present weights: {_plain(run.stale)}."
         if not run.is_current:
-            yield f"{_plain(run.name)} was trained on another state of the data than the one described."
+            yield f"{_plain(run.name)} was trained on another state of the data or the folds than the one described."
     if facts.chosen is not None and len(facts.chosen.candidates) > 1:
         yield (
             f"The model was chosen among {len(facts.chosen.candidates)} candidates by the cases that its scores are "

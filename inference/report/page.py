@@ -1,6 +1,7 @@
 """The page ``report.html``: what `ReportFacts` say, with charts and pictures of cases, in one file."""
 
 import math
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -30,7 +31,7 @@ MOST_GROUPS = 60
 MOST_CURVED_RUNS = 12
 MOST_RUNS = 100
 TABLE_CHARACTERS = 4_000_000
-"""Of the table of cases: if there are more, the worst are in it."""
+"""Of the table of cases as the page writes it, in ASCII: if there are more, the worst are in it."""
 
 SHOWN_METRICS = ("iou", "precision", "sensitivity", "hd95")
 """Beside Dice, in the table of cases where there is one label."""
@@ -91,7 +92,7 @@ def render_page(facts: ReportFacts, pictures: Mapping[str, CasePicture | str]) -
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"metric": _metric, "interval": _interval, "by": _by}
+    environment.filters |= {"metric": _metric, "interval": _interval, "by": _by, "quoted": shlex.quote}
     cards = {name: _card(case, pictures) for case in facts.cases if (name := case.name) in pictures}
     worst, median, best = choose_cases(facts.cases)
     groups = {"Worst": worst, "Around the median": median, "Best": best}
@@ -111,6 +112,7 @@ def render_page(facts: ReportFacts, pictures: Mapping[str, CasePicture | str]) -
         groups={title: [cards[case.name] for case in cases if case.name in cards] for title, cases in groups.items()},
         suspects=[(suspect, cards.get(suspect.name)) for suspect in facts.suspects],
         legend=_legend(facts),
+        verdicts=[_judge_difference(pair.difference) for pair in facts.leakage],
         reliability=draw_reliability(facts.calibration.before, facts.calibration.after) if facts.calibration else None,
         scatter=draw_expected(facts.cases, facts.expected_dice.flag_below if facts.expected_dice else None),
         seconds={run.name: duration(run.seconds) for run in facts.runs},
@@ -161,12 +163,14 @@ def shown_cases(facts: ReportFacts) -> list[str]:
 
 def tabulate_cases(cases: Sequence[CaseFacts]) -> CaseTable:
     """The table of cases, those with the least Dice first."""
+    from jinja2.utils import htmlsafe_json_dumps
+
     fields = [*_fields(cases)]
     rows: list[tuple[Value, ...]] = []
     room = TABLE_CHARACTERS
     for case in sorted(cases, key=lambda case: case.dice):
         row = tuple(value(case) for _, value in fields)
-        room -= len(str(row))
+        room -= len(htmlsafe_json_dumps(row))
         if room < 0:
             break
         rows.append(row)
@@ -227,7 +231,7 @@ def _state(facts: ReportFacts) -> tuple[str, str, str]:
     if facts.shown.stale:
         minds.append(f"Stale: {facts.shown.stale}; run iaunet_train with --val_only.")
     if not facts.shown.is_current:
-        minds.append("The run was trained on an older state of the data or plan.")
+        minds.append("The run was trained on an older state of the data, the plan or the folds.")
     return ("mind" if minds else "good"), headline, " ".join([f"Out of fold, {what}, split {scored.split}.", *minds])
 
 
@@ -281,7 +285,7 @@ def _run_rows(facts: ReportFacts) -> Iterator[tuple[RunFacts, str]]:
             "chosen": run.name in members,
             "inflated": bool(run.inflated),
             "stale": bool(run.stale),
-            "older data or plan": not run.is_current,
+            "older data, plan or folds": not run.is_current,
             "incomplete": not run.is_complete,
         }
         yield run, ", ".join(note for note, holds in notes.items() if holds)
@@ -297,6 +301,17 @@ def _legend(facts: ReportFacts) -> list[tuple[str, str]]:
     """The colour of each value that masks hold."""
     names = facts.shown.plan.value_names
     return [(name, f"rgb{label_colour(number)}") for number, name in enumerate(names, start=1)]
+
+
+def _judge_difference(difference: Summary) -> str:
+    """What to think of random minus grouped, empty where there is no interval."""
+    if math.isnan(difference.low):
+        return ""
+    if difference.low > 0:
+        return "so much of the random split's score was leakage."
+    if difference.high < 0:
+        return "the grouped split's score is the higher one, by more than chance: this shows no leakage."
+    return "it can be chance."
 
 
 def _metric(value: float | None, name: str = "dice") -> str:

@@ -70,24 +70,25 @@ def find_slice(truth: NDArray[np.uint8], prediction: NDArray[np.uint8]) -> int:
 
 
 def read_image(name: str, arrays: Arrays, dataset: Dataset) -> NDArray[np.generic]:
-    """The image [C, slices, H, W] of a case: as its files have it, or as the network got it where these are gone.
+    """The image [C, slices, H, W] of a case: as its files have it, or as the network got it where these are gone or
+    have changed since.
 
     Raises:
-        FileError: The files are gone or of another size, and the image was cut into tiles.
+        FileError: The files are gone or have changed, and the image was cut into tiles.
     """
-    shape = arrays.cases[name].shape
+    known = arrays.cases[name]
     files = [dataset.path(file) for case in dataset.cases if case.name == name for file in case.images]
     try:
         stack = read_stack(files, dataset.slicing) if files else None
     except FileError:
         stack = None  # what the network got is shown instead
-    if stack is not None and stack.shape == shape:
+    if stack is not None and (stack.sha256, stack.shape) == (known.image_sha256, known.shape):
         return stack.pixels
     prepared = arrays.case_input(name)
     if not all(place.geometry.is_whole for place in prepared.places):
         raise FileError("the image is gone or has changed, and tiles are not put together again", "bring it back")
     rows = [place.geometry.crop(row) for place, row in zip(prepared.places, prepared.rows(), strict=True)]
-    return np.stack([resize_image(row, shape[1:]) for row in rows], axis=1)
+    return np.stack([resize_image(row, known.shape[1:]) for row in rows], axis=1)
 
 
 def draw_layers(

@@ -20,6 +20,7 @@ from iaunet.records import to_json
 from iaunet.storage import digest, read_json, read_text
 from iaunet.workspace import DatasetFolder
 
+OWN_SPLITS = ("random", "grouped")
 SCORE_AGAIN = "score again, with iaunet_train --val_only or iaunet_find_best"
 COLUMNS = ("epoch", "loss", "validation_loss", "validation_dice", "lr", "seconds")
 """The columns of metrics.csv that are shown."""
@@ -56,8 +57,9 @@ class RunFacts:
     """A run with the scores of the cases that its scored folds held out, as masks come from the networks.
 
     ``title`` names its network. ``n_folds`` is the number of folds of its split. ``inflated`` is empty, or says why
-    its scores are too good. ``is_current`` tells whether it was trained on the data as planned now. ``stale`` is
-    empty, or says why its scores are not those of its weights. ``summary`` is None, and ``cases`` and ``folds`` are
+    its scores are too good. ``is_current`` tells whether it was trained on the data and the folds as they are planned
+    now; folds that the user gave in a file are not compared. ``stale`` is empty, or says why its scores are not those
+    of its weights. ``summary`` is None, and ``cases`` and ``folds`` are
     empty, where no fold was scored. ``fold_of`` is the fold that held a case out. ``overrides`` are the options that
     changed the plan. ``overall`` is the Dice, the mean over labels; None as ``summary`` is.
     """
@@ -113,6 +115,15 @@ def summarise_dice(scores: Sequence[CaseScore], groups: Mapping[str, str], fold_
     )
 
 
+def summarise_cases(
+    scores: Sequence[CaseScore], groups: Mapping[str, str], fold_of: Mapping[str, int], unit: DistanceUnit
+) -> ScoreSummary:
+    """The scores of cases with intervals over groups, over cases where the group of one is not known."""
+    known = {case.name: groups[case.name] for case in scores if case.name in groups}
+    several = len({*fold_of.values()}) > 1
+    return summarise_scores(scores, known if len(known) == len(scores) else {}, fold_of if several else None, unit)
+
+
 def collect_runs(
     folder: DatasetFolder, plan: Plan, splits: Mapping[str, Split], groups: Mapping[str, str]
 ) -> tuple[RunFacts, ...]:
@@ -125,7 +136,7 @@ def collect_runs(
         groups: The group of each case, empty where groups are not known.
 
     Raises:
-        PredictionError: Scores or a curve cannot be read.
+        PredictionError: Scores or a curve cannot be read, or scores are not those of the cases that a fold held out.
         TrainingError: The record of a run is damaged.
     """
     return tuple(_read_run(run, plan, splits, groups) for run in list_runs(folder.runs))
@@ -173,6 +184,9 @@ def _read_run(run: Run, plan: Plan, splits: Mapping[str, Split], groups: Mapping
     scores = [case for cases in by_fold.values() for case in cases]
     fold_of = {case.name: fold for fold, cases in by_fold.items() for case in cases}
     split = splits.get(record.split_digest)
+    if split is not None:
+        for folder in folders:
+            _require_whole(folder, by_fold[int(folder.fold)], split)
     return RunFacts(
         name=run.name,
         title=TITLES.get(record.plan.network.name, record.plan.network.name),
@@ -185,23 +199,26 @@ def _read_run(run: Run, plan: Plan, splits: Mapping[str, Split], groups: Mapping
         versions=record.versions,
         overrides=record.overrides,
         n_folds=len(split.folds) if split else max(by_fold, default=0) + 1,
-        is_current=record.plan.arrays_digest == plan.arrays_digest,
+        is_current=record.plan.arrays_digest == plan.arrays_digest
+        and (split is not None or record.split not in OWN_SPLITS),
         stale=_staleness(folders),
         curves=tuple(_curves(run)),
         folds=tuple(_score_fold(fold, cases) for fold, cases in by_fold.items() if cases),
         cases={case.name: case for case in scores},
         fold_of=fold_of,
-        summary=_summarise(scores, groups, fold_of, _unit(summaries)) if scores else None,
+        summary=summarise_cases(scores, groups, fold_of, _unit(summaries)) if scores else None,
         overall=summarise_dice(scores, groups, fold_of) if scores else None,
     )
 
 
-def _summarise(
-    scores: Sequence[CaseScore], groups: Mapping[str, str], fold_of: Mapping[str, int], unit: DistanceUnit
-) -> ScoreSummary:
-    known = {case.name: groups[case.name] for case in scores if case.name in groups}
-    several = len({*fold_of.values()}) > 1
-    return summarise_scores(scores, known if len(known) == len(scores) else {}, fold_of if several else None, unit)
+def _require_whole(folder: FoldFolder, cases: Sequence[CaseScore], split: Split) -> None:
+    """Refuse scores that were cut short between two rows."""
+    held_out = split.folds[int(folder.fold)].validation if int(folder.fold) < len(split.folds) else ()
+    if {case.name for case in cases} != {*held_out}:
+        raise PredictionError(
+            f"{folder.scores_csv} holds {len(cases)} cases, not the {len(held_out)} that the fold held out: "
+            "run iaunet_train with --val_only for this fold"
+        )
 
 
 def _score_fold(fold: int, cases: Sequence[CaseScore]) -> FoldScore:

@@ -14,6 +14,9 @@ LATEX_BEGINS = (
     "% Names in other scripts than Latin need LuaLaTeX or XeLaTeX.\n"
 )
 
+LATEX_SIZE = ("\\footnotesize", "\\setlength{\\tabcolsep}{3pt}")
+"""So that nine columns fit into a page of plain article."""
+
 LATEX_CHARACTERS = {
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
@@ -84,15 +87,16 @@ def format_latex(table: ReportTable) -> str:
     if table.is_long:
         head_lines = ["\\toprule", head, "\\midrule"]
         lines = [
+            *("\\begingroup", *LATEX_SIZE),
             f"\\begin{{longtable}}{{{shape}}}",
             f"{caption}\\\\",
             *(*head_lines, "\\endfirsthead", *head_lines, "\\endhead", "\\bottomrule", "\\endfoot"),
             *rows,
-            "\\end{longtable}",
+            *("\\end{longtable}", "\\endgroup"),
         ]
     else:
         lines = [
-            *("\\begin{table}", "\\centering", caption, f"\\begin{{tabular}}{{{shape}}}"),
+            *("\\begin{table}", "\\centering", *LATEX_SIZE, caption, f"\\begin{{tabular}}{{{shape}}}"),
             *("\\toprule", head, "\\midrule", *rows, "\\bottomrule"),
             *("\\end{tabular}", "\\end{table}"),
         ]

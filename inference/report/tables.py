@@ -14,6 +14,12 @@ from iaunet.inference.scores import ScoreSummary
 from iaunet.metrics import METRICS, Counts
 from iaunet.storage import make_folder, write_text
 
+TABLE_NAMES = (
+    *("scores", "runs", "folds", "cases", "random_against_grouped", "detection", "calibration", "reliability"),
+    *("temperatures", "suspects", "test"),
+)
+"""Of all tables that a report may have."""
+
 ALL_CASES, WITH_LABEL = "all", "with the label"
 
 
@@ -95,10 +101,11 @@ def _scores(name: str, caption: str, summary: ScoreSummary, overall: Summary | N
     columns = (
         *(Column(name="label", title="Label"), Column(name="cases", title="Cases" if has_empty else "")),
         *(Column(name="metric"), Column(title="Metric"), *_summary_columns()),
-        *(Column(name="sd"), Column(title=f"SD over {summary.sd_over}")),
+        *(Column(name="sd"), Column(title="SD")),
         *(Column(name="pooled"), Column(title="Pooled")),
-        *(Column(name="n_defined", title="n"), Column(name="n_left_out", title="Left out")),
+        *(Column(name="n_defined", title="n"), Column(name="n_left_out")),
     )
+    caption = f"{caption}; SD over {summary.sd_over}, n cases where it is defined"
     return ReportTable(name=name, caption=caption, columns=columns, rows=tuple(rows))
 
 
@@ -171,7 +178,7 @@ def _cases(facts: ReportFacts) -> ReportTable:
         *(_metric_column(name) for name in METRICS),
         *(Column(name=field.name) for field in dataclasses.fields(Counts)),
         Column(name="expected_dice", title="Expected" if is_expected else "", pattern="{:.3f}"),
-        *(Column(name="flagged"), Column(title="Flagged" if is_expected else ""), Column(name="suspect")),
+        *(Column(name="flagged"), Column(title="Flag" if is_expected else ""), Column(name="suspect")),
     )
     unit = facts.scored.summary.distance_unit
     caption = f"Scores of each held-out case; HD95 in {unit}"
@@ -189,7 +196,7 @@ def _case_row(case: CaseFacts, label: str) -> tuple[Cell, ...]:
 
 def _metric_column(name: str) -> Column:
     """LaTeX gives those that fit on a page."""
-    shown = name in ("dice", "iou", "precision", "sensitivity", "hd95")
+    shown = name in ("dice", "precision", "sensitivity", "hd95")
     return Column(name=name, title=METRICS[name].title if shown else "", pattern=METRICS[name].pattern)
 
 

@@ -1,8 +1,10 @@
 import dataclasses
 import re
 
+import numpy as np
 import pytest
 
+from iaunet.detection import detect
 from iaunet.inference.expected_dice import ExpectedDice
 from iaunet.inference.report.citations import CITATIONS, cited_keys
 from iaunet.inference.report.methods import write_methods
@@ -89,6 +91,17 @@ def test_detection_calibration_expected_dice_leakage_and_test_are_told(facts):
     assert "unet-best-grouped was chosen: Dice 0.5, the best of 3 runs. Labels count" in prediction
 
 
+def test_lesions_are_matched_as_the_methods_say_the_most_pairs_first(facts):
+    truth, prediction = np.zeros((2, 1, 120), np.uint8)
+    truth[0, :100] = truth[0, 102:114] = 1
+    prediction[0, :11] = prediction[0, 12:114] = 1  # the long one: IoU 0.77 with the first lesion
+
+    [summary] = detect([(prediction, truth)], [(1,)])
+
+    assert "the most pairs first, then the highest sum" in write_methods(facts)
+    assert (summary.overall.lesions, summary.overall.found, summary.overall.false_alarms) == (2, 2, 0)
+
+
 def test_what_is_not_known_is_said_or_left_out_and_nothing_is_invented(facts, samples):
     bare = dataclasses.replace(
         facts, **samples.BARE, data=dataclasses.replace(facts.data, n_groups=0, groups_from="none")
@@ -126,6 +139,19 @@ def test_limits_tell_of_inflated_incomplete_stale_and_shortened_runs(facts):
     assert "another state of the data" in limits
     assert "was trained for 2 of the 500 epochs" in limits
     assert "chosen among 3 candidates" in limits
+
+
+def test_groups_are_said_to_be_apart_only_if_the_scores_are_of_grouped_folds_as_they_are_now(facts):
+    apart = "cases of one group were never in both"
+    inflated = dataclasses.replace(facts, scored=dataclasses.replace(facts.scored, inflated="inflated: 2 groups"))
+    random = dataclasses.replace(facts, scored=dataclasses.replace(facts.scored, split="random"))
+
+    said = [
+        apart in section(write_methods(each), "Methods: evaluation and statistics")
+        for each in (facts, with_run(facts, is_current=False), inflated, random)
+    ]
+
+    assert said == [True, False, False, False]
 
 
 def test_runs_of_an_ensemble_are_each_described(facts, samples):

@@ -19,6 +19,7 @@ from iaunet.inference.report.page import N_WORST, choose_cases, render_page, sho
 from iaunet.inference.report.pictures import LONGEST_SIDE, draw_layers, find_slice
 from iaunet.inference.report.runs import Curve
 from iaunet.metrics import Counts
+from iaunet.planners.plan import content_digest
 
 HOSTILE = "</script><img src=x onerror=alert(1)>&\"'{{ 7*7 }}"
 VOID = {"meta", "img", "input", "br"}
@@ -175,17 +176,52 @@ def test_scores_that_mislead_are_said_to(facts):
     assert "These scores are inflated: 2 groups are spread." in said
     assert "Only fold 0 of 5 was scored" in said
     assert "Stale: the weights of fold 1 are not those that were scored" in said
-    assert "older state of the data or plan" in said
+    assert "older state of the data, the plan or the folds" in said
     assert "Stale: it was scored with other weights than there are now" in page.said("test")
     assert "2 times: with each look the score becomes more optimistic, last with" in page.said("test")
     assert "3 cases could not be scored" in page.said("test")
 
 
-def test_a_difference_that_can_be_chance_is_not_called_leakage(facts):
+@pytest.mark.parametrize(
+    ("mean", "low", "high", "says"),
+    [
+        (0.25, 0.1, 0.3, "+0.250 (95 % +0.100 to +0.300): so much of the random split's score was leakage."),
+        (0.1, -0.1, 0.3, "+0.100 (95 % -0.100 to +0.300): it can be chance."),
+        (-0.2, -0.3, -0.1, "-0.200 (95 % -0.300 to -0.100): the grouped split's score is the higher one, by more than"),
+        (0.1, math.nan, math.nan, "Difference +0.100"),
+    ],
+)
+def test_what_a_difference_of_splits_means_depends_on_its_interval(facts, mean, low, high, says):
     [pair] = facts().leakage
-    pair = dataclasses.replace(pair, difference=dataclasses.replace(pair.difference, low=-0.1))
+    pair = dataclasses.replace(pair, difference=dataclasses.replace(pair.difference, mean=mean, low=low, high=high))
 
-    assert "no more than chance" in Page(render_page(facts(leakage=(pair,)), {})).said("leakage")
+    said = Page(render_page(facts(leakage=(pair,)), {})).said("leakage")
+
+    assert says in said
+    assert ("so much" in said, "chance" in said) == (low > 0, low <= 0)
+
+
+def test_commands_that_need_a_file_of_the_user_say_so(facts):
+    edited = dataclasses.replace(facts().plan, planned="")
+    plain = dataclasses.replace(edited, planned=content_digest(edited))
+
+    of_edited = Page(render_page(facts(plan=edited, commands=("cp PLAN.json x", "next")), {})).said("again")
+    of_plain = Page(render_page(facts(plan=plain, commands=("iaunet_find_best toy",)), {})).said("again")
+    of_split = Page(render_page(facts(plan=plain, commands=("iaunet_train toy cv --split SPLIT.json",)), {}))
+
+    assert "plan.json was edited by hand: planning makes another one, so keep a copy of it" in of_edited
+    assert "for the words in capitals): cp PLAN.json x next" in of_edited
+    assert "These commands make all of it again: iaunet_find_best toy" in of_plain
+    assert "edited by hand" not in of_plain
+    assert "words in capitals" in of_split.said("again")
+
+
+def test_the_name_of_the_dataset_is_quoted_where_it_is_part_of_a_command(facts):
+    unscored = dataclasses.replace(facts().held_out, summary=None)
+
+    page = Page(render_page(facts(dataset="my polyps", held_out=unscored), {}))
+
+    assert "iaunet_report 'my polyps' --test" in page.said("test")
 
 
 def test_names_are_shown_as_they_are_and_never_run(facts, picture):
@@ -215,6 +251,19 @@ def test_a_page_of_very_many_cases_stays_small_and_holds_the_worst(facts, pictur
     assert 30_000 < len(page.rows) < 60_000
     assert page.rows[0][3] == 0
     assert f"{60_000 - len(page.rows)} cases with a higher Dice are left out" in page.said("cases")
+
+
+def test_names_in_other_scripts_do_not_make_the_page_larger_than_promised(facts, picture):
+    cases = tuple(
+        dataclasses.replace(case, name=f"ポリープ画像検査<&>{case.name}", group="患者グループ" * 5)
+        for case in many(facts().cases, 40_000, expected_dice=0.5, suspect="not marked")
+    )
+    large = dataclasses.replace(picture, image="data:image/jpeg;base64," + "A" * 500_000)
+
+    content = render_page(facts(cases=cases), dict.fromkeys(shown_cases(facts(cases=cases))[:15], large))
+
+    assert len(content.encode()) < MOST_BYTES
+    assert 10_000 < len(Page(content).rows) < 40_000
 
 
 def test_ten_thousand_cases_are_all_in_the_table(facts):
@@ -414,6 +463,7 @@ def test_in_a_browser_the_table_sorts_filters_and_goes_on_when_scrolled(facts, d
     sort("Dice"); sort("Case"); sort("Case"); results.push(first(), heads[3].getAttribute("aria-sort"));
     sort("Case"); sort("Fold"); results.push(first());
     type("CASE 04321"); results.push(body.rows.length, matches.textContent);
+    type("0432"); results.push(body.rows.length);
     type("nothing like it"); results.push(body.rows.length);
     type(""); results.push(performance.now() - start < 4000);
     box.scrollTop = box.scrollHeight; box.dispatchEvent(new Event("scroll")); results.push(body.rows.length);
@@ -428,7 +478,34 @@ def test_in_a_browser_the_table_sorts_filters_and_goes_on_when_scrolled(facts, d
     assert results[5:7] == ["case 09999", None]
     assert results[7] == "case 00000"
     assert results[8:10] == [1, "1 of 10000 cases"]
-    assert results[10:] == [0, True, 400]
+    assert results[10:] == [0, 0, True, 400]
+
+
+def test_in_a_browser_the_filter_takes_words_of_names_groups_and_flags_and_no_digits_of_scores(facts, drive):
+    plain = facts()
+    [a, b, c, d] = plain.cases
+    cases = (
+        dataclasses.replace(a, name="152", group="8"),
+        dataclasses.replace(b, name="1152", group="18", expected_dice=0.1528),
+        dataclasses.replace(c, name="polyp_8", group="Zürich Nord", flagged=True, suspect=""),
+        dataclasses.replace(d, name="polyp_80", group="Zürich Süd", suspect="not marked"),
+    )
+    script = """
+    const type = (text) => { filter.value = text; filter.dispatchEvent(new Event("input")); };
+    const names = () => [...body.rows].map((row) => row.cells[0].textContent).sort().join();
+    const flags = ["152", "8", "group 8", "flagged", "suspect", "Flag"];
+    const asked = [...flags, "ZÜR", "zürich-nord", "poly", "0.8", "olyp", ""];
+    for (const text of asked) { type(text); results.push(names()); }
+    """
+
+    results, console = drive(render_page(facts(cases=cases), {}), script)
+
+    assert console == []
+    everything = "1152,152,polyp_8,polyp_80"
+    assert results == [
+        *("152", "152,polyp_8", "152,polyp_8", "polyp_8", "polyp_80", "polyp_8"),
+        *("polyp_8,polyp_80", "polyp_8", "polyp_8,polyp_80", "", "", everything),
+    ]
 
 
 def test_in_a_browser_numbers_sort_as_numbers_and_what_is_undefined_comes_last(facts, drive):

@@ -126,6 +126,14 @@ def test_probabilities_no_higher_than_the_share_of_lesions_are_no_contradiction(
     assert find_suspects(folder, [run]) == ()
 
 
+def test_a_probability_that_is_not_sure_is_no_contradiction_even_if_it_is_low_for_pixels_that_are_not_marked(
+    folder, add_run
+):
+    run = add_run("dim", lambda marked, name: np.full((64, 64), 0.3) if name == "case_05" else np.full((64, 64), 0.4))
+
+    assert find_suspects(folder, [run]) == ()
+
+
 def test_a_few_pixels_in_an_empty_image_do_not_come_first(folder, add_run, mark):
     two_pixels = np.where(np.arange(64 * 64).reshape(64, 64) < 2, 0.99, 0.01)
     run = add_run("two pixels", lambda marked, name: two_pixels if name == "case_03" else knowing(marked, name))

@@ -1,11 +1,13 @@
 import csv
 import math
 import re
+import shutil
+import subprocess
 
 import pytest
 
 from iaunet.errors import WorkspaceError
-from iaunet.inference.report.tables import make_tables, write_tables
+from iaunet.inference.report.tables import TABLE_NAMES, make_tables, write_tables
 
 
 def read(folder, name):
@@ -19,6 +21,7 @@ def test_every_table_is_written_as_csv_and_as_latex(tmp_path, facts):
 
     names = ["scores", "runs", "folds", "cases", "random_against_grouped", "detection", "calibration", "reliability"]
     names += ["temperatures", "suspects", "test"]
+    assert names == [*TABLE_NAMES]
     assert [path.name for path in written] == [f"{name}.{end}" for name in names for end in ("csv", "tex")]
     assert sorted(written) == sorted((tmp_path / "tables").iterdir())
     assert all(path.read_text(encoding="utf-8").endswith("\n") for path in written)
@@ -49,7 +52,8 @@ def test_scores_are_those_of_the_facts_with_and_without_empty_cases(tmp_path, fa
     latex = (tmp_path / "scores.tex").read_text()
     mean, low, high = (getattr(label.all_cases["dice"], name) for name in ("mean", "low", "high"))
     assert f"polyp & all & Dice & {mean:.3f} ({low:.3f} to {high:.3f})" in latex
-    assert "polyp & all & HD95 (px) & 3.50 & -- & -- & 2 & 2 \\\\" in latex
+    assert "polyp & all & HD95 (px) & 3.50 & -- & -- & 2 \\\\" in latex
+    assert "held-out cases; SD over folds, n cases where it is defined}" in latex
 
 
 def test_several_labels_have_a_mean_and_columns_of_their_own(tmp_path, samples, make_plan):
@@ -75,8 +79,8 @@ def test_cases_have_a_row_each_with_what_was_expected_of_them(tmp_path, facts):
     assert (rows["c"]["flagged"], rows["a"]["flagged"], rows["c"]["expected_dice"]) == ("1", "0", "0.25")
     assert (rows["d"]["suspect"], rows["d"]["precision"]) == ("not marked", "")
     latex = (tmp_path / "cases.tex").read_text()
-    assert "Case & Fold & Group & Dice & IoU & Precision & Sensitivity & HD95 & Expected & Flagged \\\\" in latex
-    assert "d & 1 & y & 1.000 & 1.000 & -- & -- & -- & 0.250 &  \\\\" in latex
+    assert "Case & Fold & Group & Dice & Precision & Sensitivity & HD95 & Expected & Flag \\\\" in latex
+    assert "d & 1 & y & 1.000 & -- & -- & -- & 0.250 &  \\\\" in latex
 
 
 def test_detection_has_a_row_for_all_lesions_and_one_a_size(tmp_path, facts):
@@ -124,6 +128,22 @@ def test_a_run_without_scores_and_undefined_means_have_no_row_or_a_dash(samples,
     assert {row[0] for row in tables["folds"].rows} == {samples.RUN}
     distances = next(row for row in tables["scores"].rows if row[2] == "hd95")
     assert math.isnan(distances[5])
+
+
+def test_tables_fit_on_a_page_of_plain_article(tmp_path, samples, make_plan):
+    pdflatex = shutil.which("pdflatex")
+    if pdflatex is None:
+        pytest.skip("there is no pdflatex")
+    facts = samples.make_facts(make_plan, labels=("tumour core", "enhancing rim"))
+    written = write_tables(tmp_path, facts)
+    inputs = "\n".join(f"\\input{{{path.name}}}" for path in written if path.suffix == ".tex")
+    packages = "\\documentclass{article}\\usepackage{booktabs,longtable}"
+    (tmp_path / "all.tex").write_text(f"{packages}\\begin{{document}}\n{inputs}\n\\end{{document}}\n")
+
+    for _ in range(2):
+        subprocess.run([pdflatex, "-interaction=nonstopmode", "all.tex"], cwd=tmp_path, capture_output=True, check=True)
+
+    assert re.findall(r"Overfull \\hbox.*", (tmp_path / "all.log").read_text(encoding="latin-1")) == []
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path, facts):
