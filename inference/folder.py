@@ -302,11 +302,11 @@ class _Work:
             if line is None or not all(_is_made_from(file, self._made_from(sha256)) for file in files):
                 return None
             mask = read_mask_stack(files[0], Slicing(slice_axis=self.plan.slicing.slice_axis))
+            labels = np.empty(mask.values.shape, np.uint8)
+            for values, place in zip(strips(mask.values), strips(labels), strict=True):
+                place[...] = self.plan.coding.of_written.encode(values)
         except FileError:
             return None
-        labels = np.empty(mask.values.shape, np.uint8)
-        for values, place in zip(strips(mask.values), strips(labels), strict=True):
-            place[...] = self.plan.coding.of_written.encode(values)
         self.loaded[case] = _Loaded(start, sha256, seconds=time.perf_counter() - start)
         unchanged = file_digest(files[0]) == line.output_sha256
         return Outcome(

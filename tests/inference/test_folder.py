@@ -643,6 +643,8 @@ def test_a_mask_that_was_changed_by_hand_is_kept_and_flagged(predictor, images, 
         assert (changed.status, changed.expected_dice) == ("kept", None)
         assert changed.flag == "changed since it was predicted"
     np.testing.assert_array_equal(np.asarray(Image.open(output / "case_01.png")), pixels)
+    Image.fromarray(np.full_like(pixels, 7)).save(output / "case_01.png", pnginfo=written)
+    assert predict_folder(by, images, output, FolderOptions())[1].status == "done"  # 7 stands for nothing
 
 
 def test_masks_of_other_images_and_of_earlier_calls_are_told(predict, images, output, caplog):
