@@ -48,7 +48,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
     with terminating_like_interrupt():
         if arguments.test:
-            from iaunet.inference.test_scores import score_test_once
+            from iaunet.inference.held_out_scores import score_test_once
 
             score_test_once(folder)
         report = write_report(folder, arguments.anonymous, arguments.output)

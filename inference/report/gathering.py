@@ -16,6 +16,7 @@ from iaunet.errors import IaunetError, PlanError, PredictionError, Preprocessing
 from iaunet.inference.best import AGAIN, SCORES, BestFolder, BestModel, CaseRow, Chosen
 from iaunet.inference.crossval import summarise
 from iaunet.inference.held_out import load_held_out
+from iaunet.inference.held_out_scores import find_staleness, find_test_scores
 from iaunet.inference.postprocessing import describe_postprocessing
 from iaunet.inference.report.facts import (
     CaseFacts,
@@ -43,7 +44,6 @@ from iaunet.inference.report.runs import (
 )
 from iaunet.inference.runs import Run
 from iaunet.inference.scores import CaseScore, ScoreSummary
-from iaunet.inference.test_scores import find_staleness, find_test_scores
 from iaunet.inference.tuning import Tuning
 from iaunet.planners.fingerprint import Fingerprint
 from iaunet.planners.folds import Splits, load_splits

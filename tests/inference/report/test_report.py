@@ -12,6 +12,7 @@ from iaunet.errors import FileError, PredictionError, WorkspaceError
 from iaunet.files import read_mask, write_png
 from iaunet.inference.best import BestFolder
 from iaunet.inference.find_best import find_best
+from iaunet.inference.held_out_scores import find_test_scores, score_test_once
 from iaunet.inference.report.command import main
 from iaunet.inference.report.gathering import gather_facts
 from iaunet.inference.report.pictures import read_image
@@ -19,7 +20,6 @@ from iaunet.inference.report.runs import mean_dice, read_curve
 from iaunet.inference.report.writing import write_report
 from iaunet.inference.runs import Run
 from iaunet.inference.scores import read_scores, score_masks, write_scores
-from iaunet.inference.test_scores import find_test_scores, score_test_once
 from iaunet.inference.validation import write_summary
 from iaunet.planners.fingerprint import Fingerprint
 from iaunet.planners.folds import Splits, load_splits, make_splits, save_splits

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from iaunet.errors import PredictionError, WorkspaceError
-from iaunet.inference import test_scores as held_out_scores
+from iaunet.inference import held_out_scores
 from iaunet.inference.predict_command import main as predict
 from iaunet.inference.scores import read_scores
 from iaunet.preprocessing.command import main as prepare
