@@ -153,7 +153,7 @@ class _Search:
             postprocessing_why=found.why,
         )
         case_scores = self._score_masks(chosen, found)
-        dice = {score.name: _mean_dice(score) for score in case_scores}
+        dice = {score.name: score.dice for score in case_scores}
         judged = self._judge(chosen, dice, found.postprocessing)
         tuning = Tuning(
             postprocessing=found.postprocessing,
@@ -344,11 +344,6 @@ class _Search:
             "scores": to_json(summary),
         }
         write_json(best.root / CROSSVAL, content)
-
-
-def _mean_dice(score: CaseScore) -> float:
-    """The mean over labels."""
-    return float(np.mean([label.metrics["dice"] for label in score.labels.values()]))
 
 
 def _mean(scores: Mapping[str, float]) -> float:

@@ -42,6 +42,11 @@ class CaseScore:
     name: str
     labels: Mapping[str, LabelScore]
 
+    @property
+    def dice(self) -> float:
+        """The mean over labels."""
+        return float(np.mean([label.metrics["dice"] for label in self.labels.values()]))
+
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreSummary:

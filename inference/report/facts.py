@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 from iaunet.inference.best import Candidate
 from iaunet.inference.crossval import Summary
-from iaunet.inference.report.runs import RunFacts, mean_dice
+from iaunet.inference.report.runs import RunFacts
 from iaunet.inference.scores import CaseScore, LabelScore, ScoreSummary
 from iaunet.planners.plan import Plan
 
@@ -159,7 +159,7 @@ class CaseFacts:
     @property
     def dice(self) -> float:
         """Its Dice, the mean over labels."""
-        return mean_dice(CaseScore(name=self.name, labels=self.labels))
+        return CaseScore(name=self.name, labels=self.labels).dice
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -36,7 +36,6 @@ from iaunet.inference.report.runs import (
     OWN_SPLITS,
     RunFacts,
     collect_runs,
-    mean_dice,
     read_cases,
     split_digests,
     summarise_cases,
@@ -271,7 +270,7 @@ class Gathering:
                 group=self.aliases.group(self.dataset.groups.get(name, "")),
                 shape=shapes.get(name),
                 labels=scores[name].labels,
-                of_runs={run.name: mean_dice(run.cases[name]) for run in self.runs if name in run.cases},
+                of_runs={run.name: run.cases[name].dice for run in self.runs if name in run.cases},
                 expected_dice=expected[name].expected_dice if name in expected else None,
                 flagged=name in expected and expected[name].flagged,
                 suspect=kinds.get(name, ""),
@@ -306,7 +305,7 @@ class Gathering:
     def _compare_splits(self, random: RunFacts, grouped: RunFacts) -> LeakageFacts:
         names = [name for name in grouped.cases if name in random.cases]
         groups = [self.dataset.groups.get(name, name) for name in names]
-        ours, theirs = ([mean_dice(run.cases[name]) for name in names] for run in (random, grouped))
+        ours, theirs = ([run.cases[name].dice for name in names] for run in (random, grouped))
         return LeakageFacts(
             network=random.title,
             recipe=random.plan.recipe.name,

@@ -100,16 +100,11 @@ class RunFacts:
         return sum(sum(curve.seconds) for curve in self.curves)
 
 
-def mean_dice(case: CaseScore) -> float:
-    """The Dice of a case, the mean over its labels."""
-    return float(np.mean([label.metrics["dice"] for label in case.labels.values()]))
-
-
 def summarise_dice(scores: Sequence[CaseScore], groups: Mapping[str, str], fold_of: Mapping[str, int]) -> Summary:
     """The Dice of cases, of each the mean over labels, with its interval over groups."""
     names = [case.name for case in scores]
     return summarise(
-        [mean_dice(case) for case in scores],
+        [case.dice for case in scores],
         [groups.get(name, name) for name in names],
         [fold_of[name] for name in names],
     )
@@ -228,7 +223,7 @@ def _score_fold(fold: int, cases: Sequence[CaseScore]) -> FoldScore:
         labels={
             label: float(np.mean([case.labels[label].metrics["dice"] for case in cases])) for label in cases[0].labels
         },
-        dice=float(np.mean([*map(mean_dice, cases)])),
+        dice=float(np.mean([case.dice for case in cases])),
     )
 
 

@@ -16,7 +16,7 @@ from iaunet.inference.held_out_scores import find_test_scores, score_test_once
 from iaunet.inference.report.command import main
 from iaunet.inference.report.gathering import gather_facts
 from iaunet.inference.report.pictures import read_image
-from iaunet.inference.report.runs import mean_dice, read_curve
+from iaunet.inference.report.runs import read_curve
 from iaunet.inference.report.writing import write_report
 from iaunet.inference.runs import Run
 from iaunet.inference.scores import read_scores, score_masks, write_scores
@@ -111,7 +111,7 @@ def test_the_scores_are_those_of_the_chosen_model(report, finished):
     facts = report.facts
 
     scores = read_scores(BestFolder.of(finished).root / "scores.csv")
-    dice = np.mean([mean_dice(score) for score in scores])
+    dice = np.mean([score.dice for score in scores])
     assert facts.chosen.runs == (GROUPED,)
     assert (facts.scored.of, facts.scored.split, facts.scored.folds) == ("model", "grouped", (0, 1, 2))
     assert facts.scored.overall.mean == pytest.approx(dice)
@@ -124,7 +124,7 @@ def test_what_the_random_split_makes_better_is_the_mean_of_the_differences(repor
     [pair] = report.facts.leakage
 
     random, grouped = ({run.name: run for run in report.facts.runs}[name] for name in (RANDOM, GROUPED))
-    differences = [mean_dice(random.cases[name]) - mean_dice(grouped.cases[name]) for name in GROUPS]
+    differences = [random.cases[name].dice - grouped.cases[name].dice for name in GROUPS]
     assert (pair.random_run, pair.grouped_run, pair.n_cases) == (RANDOM, GROUPED, 18)
     assert pair.difference.mean == pytest.approx(np.mean(differences))
     assert pair.random.mean - pair.grouped.mean == pytest.approx(pair.difference.mean)
