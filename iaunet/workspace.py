@@ -90,6 +90,19 @@ class DatasetFolder:
         mend = "run iaunet_plan_and_preprocess with the raw data's folder again"
         return load_record(Dataset, self.dataset_json, WorkspaceError, mend)
 
+    def load_cases(self) -> Dataset:
+        """The same, for what needs the cases themselves.
+
+        Raises:
+            WorkspaceError: There are none: a model was imported without its data.
+        """
+        dataset = self.load_dataset()
+        if not dataset.cases:
+            raise WorkspaceError(
+                f"{self.name} is a model without the data it was trained on: it can predict and be exported, no more"
+            )
+        return dataset
+
 
 @dataclass(frozen=True)
 class Workspace:

@@ -142,7 +142,7 @@ def collect_contests(folder: DatasetFolder, runs: Sequence[Run], reference: str 
         PredictionError: No run has scores of held-out cases, or the scores of a fold cannot be read.
         TrainingError: The record of a run is damaged.
     """
-    dataset = folder.load_dataset()
+    dataset = folder.load_cases()
     planned, splits = _planned(folder), _splits(folder)
     sorted_runs: dict[tuple[str, str, str, str, tuple[str, ...]], list[Run]] = {}
     for run in runs:

@@ -91,7 +91,7 @@ class _Search:
         self.folder = folder
         self.incomplete = incomplete
         self.seed = seed
-        self.dataset: Dataset = folder.load_dataset()
+        self.dataset: Dataset = folder.load_cases()
         self.plan: Plan = load_plan(folder.plan_json)
         names = [case.name for case in self.dataset.cases]
         self.split: Split = find_split(

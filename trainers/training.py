@@ -120,7 +120,7 @@ class _Training:
         self.folder = folder
         self.options = options
         find_log(options.log)  # so that what is not installed is told first
-        self.dataset: Dataset = folder.load_dataset()
+        self.dataset: Dataset = folder.load_cases()
         self.named = self._find_named()
         self.plan = resolve_plan(self.named.plan if self.named else load_plan(folder.plan_json), options)
         _tell_unmet_needs(self.plan)

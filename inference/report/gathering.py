@@ -117,7 +117,7 @@ class Gathering:
     def __init__(self, folder: DatasetFolder, anonymous: bool) -> None:
         self.folder = folder
         self.anonymous = anonymous
-        self.dataset = folder.load_dataset()
+        self.dataset = folder.load_cases()
         self.plan: Plan = load_plan(folder.plan_json)
         self.splits: Splits = load_splits(folder.splits_json)
         self.missing: list[Missing] = []

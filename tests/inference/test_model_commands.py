@@ -6,13 +6,18 @@ from pathlib import Path
 
 import pytest
 
+from iaunet.inference.compare_command import main as compare_main
 from iaunet.inference.export_command import main as export_main
+from iaunet.inference.find_best_command import main as find_best_main
 from iaunet.inference.import_command import main as import_main
 from iaunet.inference.model_file import open_model
 from iaunet.inference.predict_command import main as predict_main
+from iaunet.inference.report.command import main as report_main
 from iaunet.preprocessing.command import main as prepare_main
 from iaunet.trainers.command import main as train_main
 from iaunet.workspace import DatasetFolder
+
+WITH_DATA = (compare_main, find_best_main, report_main)
 
 RUN = "unet-best-random"
 
@@ -122,8 +127,12 @@ def test_what_needs_the_data_says_that_they_are_not_there(export, do_import, els
 
     assert prepare_main(["toy", *workspace]) == 2
     assert capsys.readouterr().err == f"error: {elsewhere / 'toy' / 'not imported'} does not exist: check the path\n"
+    message = "error: toy is a model without the data it was trained on: it can predict and be exported, no more\n"
     assert train_main(["toy", "0", *workspace]) == 2
-    assert "splits.json is missing: run iaunet_plan_and_preprocess" in capsys.readouterr().err
+    assert capsys.readouterr().err == message
+    for command in WITH_DATA:
+        assert command(["toy", *workspace]) == 2
+        assert capsys.readouterr().err == message
 
 
 def test_the_data_can_be_planned_where_a_model_was_imported(export, do_import, elsewhere, trained_toy, tmp_path):
