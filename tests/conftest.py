@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 from collections import defaultdict
 from collections.abc import Callable
 from importlib import import_module
@@ -18,6 +19,12 @@ TOY_SIDE = 64
 
 settings.register_profile("repeatable", deadline=None, derandomize=True)  # what fails is due to the change under test
 settings.register_profile("searching", deadline=None)  # new examples each time: `make test-all`
+
+
+def pytest_configure() -> None:
+    """Let commands that tests start be interrupted: background jobs of a shell ignore SIGINT, and so do their children."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def toy_case(number: int) -> tuple[np.ndarray, np.ndarray]:
