@@ -22,7 +22,7 @@ settings.register_profile("searching", deadline=None)  # new examples each time:
 
 
 def pytest_configure() -> None:
-    """Let commands that tests start be interrupted: background jobs of a shell ignore SIGINT, and so do their children."""
+    """Let commands that tests start be interrupted: what a shell runs in the background ignores SIGINT."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
