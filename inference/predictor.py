@@ -344,16 +344,19 @@ class Predictor:
     @torch.inference_mode()
     def _predict(self, inputs: torch.Tensor, uncertainty: bool, measure: bool) -> list[RowPrediction]:
         inputs = inputs.to(self.device).contiguous(memory_format=torch.channels_last)
-        members = list(self.ensemble.members(inputs))
-        mean = mean_probabilities([member.probabilities for member in members]).cpu().contiguous().numpy()
-        spread = statistics = None
-        if uncertainty:
-            passes = torch.stack([each for member in members for each in member.passes])
-            spread = passes.std(0, correction=0).amax(1).cpu().numpy()
-        if measure or self.judge is not None:
-            levels = self.plan.inference.thresholds
-            measured = [measure_rows(member.probabilities, member.disagreement, levels) for member in members]
-            statistics = torch.stack(measured, 1).cpu().numpy()
+        said: list[torch.Tensor] = []
+        passes: list[torch.Tensor] = []
+        measured: list[torch.Tensor] = []
+        for member in self.ensemble.members(inputs):
+            said.append(member.probabilities)
+            if uncertainty:
+                passes += member.passes
+            if measure or self.judge is not None:
+                levels = self.plan.inference.thresholds
+                measured.append(measure_rows(member.probabilities, member.disagreement, levels))
+        mean = mean_probabilities(said).cpu().contiguous().numpy()
+        spread = torch.stack(passes).std(0, correction=0).amax(1).cpu().numpy() if passes else None
+        statistics = torch.stack(measured, 1).cpu().numpy() if measured else None
         return [
             RowPrediction(
                 probabilities,
