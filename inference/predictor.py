@@ -70,7 +70,9 @@ class Predictor:
         familiar: Familiar | None = None,
     ) -> None:
         self.tuning = tuning = tuning or Tuning()
-        self.members = tuple(members or [NetworkName()] * len(networks))
+        self.members = tuple([NetworkName()] * len(networks) if members is None else members)
+        if len(self.members) != len(networks):
+            raise ValueError(f"{len(self.members)} names for {len(networks)} networks")
         self.familiar = familiar
         post = tuning.postprocessing
         self.plan = plan if post is None else with_thresholds(plan, post.thresholds)

@@ -13,7 +13,7 @@ from iaunet.inference.expected_dice import DiceModel, ExpectedDice
 from iaunet.inference.postprocessing import LabelCleaning, Postprocessing
 from iaunet.inference.predictor import Predictor
 from iaunet.inference.runs import Run
-from iaunet.inference.tuning import Tuning
+from iaunet.inference.tuning import NetworkName, Tuning
 from iaunet.inference.validation import write_summary
 from iaunet.planners.plan import InferencePlan, NetworkPlan
 from iaunet.stacks import Stack
@@ -368,3 +368,8 @@ def test_what_was_learnt_of_postprocessed_masks_is_left_out_without_postprocessi
 
     assert cleaned.without_postprocessing(plan) == Tuning()
     assert as_it_comes.without_postprocessing(plan) == Tuning(expected_dice=learnt)
+
+
+def test_names_and_networks_belong_together(make_plan):
+    with pytest.raises(ValueError, match="2 names for 1 networks"):
+        Predictor(make_plan(), [torch.nn.Conv2d(1, 1, 1)], CPU, members=[NetworkName(run="a"), NetworkName(run="b")])
