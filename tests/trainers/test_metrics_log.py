@@ -5,18 +5,14 @@ import sys
 from importlib.util import find_spec
 
 import pytest
-import torch
 
 from iaunet.console import Stopped
 from iaunet.errors import TrainingError, WorkspaceError
-from iaunet.inference.runs import FoldFolder, Run
-from iaunet.planners.folds import load_splits
-from iaunet.planners.plan import load_plan
+from iaunet.inference.runs import Run
 from iaunet.trainers.command import main
 from iaunet.trainers.metrics_log import LOGS, find_log
 from iaunet.trainers.progress import COLUMNS, Metrics
-from iaunet.trainers.trainer import FoldSetup, Trainer
-from iaunet.workspace import DatasetFolder
+from iaunet.trainers.trainer import Trainer
 
 tensorboard = pytest.mark.skipif(find_spec("tensorboard") is None, reason="needs the extra iaunet[tensorboard]")
 
@@ -105,25 +101,10 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
 
 
 @pytest.fixture
-def setup(toy_workspace, tmp_path):
+def setup(setup):
     """Two epochs on fold 0 of the toy dataset, told to TensorBoard."""
-    dataset = DatasetFolder(toy_workspace / "toy")
-    fold = load_splits(dataset.splits_json).splits["random"].folds[0]
-    plan = load_plan(dataset.plan_json)
-    return FoldSetup(
-        plan=dataclasses.replace(plan, recipe=dataclasses.replace(plan.recipe, epochs=2)),
-        folder=FoldFolder(tmp_path / "fold_0"),
-        preprocessed=dataset.preprocessed,
-        run="a run",
-        train=fold.train,
-        validation=fold.validation,
-        seed=0,
-        device=torch.device("cpu"),
-        micro_batch=4,
-        workers=0,
-        epochs=2,
-        log="tensorboard",
-    )
+    plan = dataclasses.replace(setup.plan, recipe=dataclasses.replace(setup.plan.recipe, epochs=2))
+    return dataclasses.replace(setup, plan=plan, log="tensorboard")
 
 
 class KilledAfterLogging(Trainer):

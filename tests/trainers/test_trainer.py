@@ -17,12 +17,11 @@ from iaunet.console import Stopped
 from iaunet.errors import NetworkError, TrainingError
 from iaunet.inference.runs import FoldFolder
 from iaunet.loss import bce_dice_loss
-from iaunet.planners.folds import load_splits
 from iaunet.planners.plan import NetworkPlan, build_planned_network, load_plan
 from iaunet.preprocessing.command import main as prepare
 from iaunet.trainers.checkpoint import load_checkpoint
 from iaunet.trainers.loader import Batch, start_batches
-from iaunet.trainers.trainer import FoldSetup, Trainer, dice_per_image, library_versions
+from iaunet.trainers.trainer import Trainer, dice_per_image, library_versions
 from iaunet.weights import load_weights, save_weights
 from iaunet.workspace import DatasetFolder
 
@@ -30,26 +29,6 @@ from iaunet.workspace import DatasetFolder
 @pytest.fixture(autouse=True)
 def strange_networks(monkeypatch):
     monkeypatch.syspath_prepend(Path(__file__).parent)
-
-
-@pytest.fixture
-def setup(toy_workspace, tmp_path):
-    """Two epochs of three steps of four rows on fold 0 of the toy dataset."""
-    dataset = DatasetFolder(toy_workspace / "toy")
-    fold = load_splits(dataset.splits_json).splits["random"].folds[0]
-    return FoldSetup(
-        plan=load_plan(dataset.plan_json),
-        folder=FoldFolder(tmp_path / "fold_0"),
-        preprocessed=dataset.preprocessed,
-        run="a run",
-        train=fold.train,
-        validation=fold.validation,
-        seed=0,
-        device=torch.device("cpu"),
-        micro_batch=4,
-        workers=0,
-        epochs=2,
-    )
 
 
 def with_network(setup, name, **changes):
