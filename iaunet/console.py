@@ -3,11 +3,12 @@
 import argparse
 import contextlib
 import io
+import json
 import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import IO
@@ -64,6 +65,22 @@ def command_parser(name: str, description: str, workspace: bool = True) -> argpa
     return parser
 
 
+def parse_option(text: str) -> tuple[str, str | int | float | bool | None]:
+    """A name with its value, which is read as JSON (``256``, ``true``, ``null``), as a word if it is none.
+
+    Raises:
+        ArgumentTypeError: There is no ``=``.
+    """
+    key, equals, value = text.partition("=")
+    if not (key and equals):
+        raise argparse.ArgumentTypeError(f"{text!r} is no option: give KEY=VALUE")
+    with contextlib.suppress(json.JSONDecodeError):
+        read: str | int | float | bool | list[object] | dict[str, object] | None = json.loads(value, parse_constant=str)
+        if not isinstance(read, list | dict):
+            return key, read
+    return key, value
+
+
 def run_command(body: Callable[[], int]) -> int:
     """Run a command's body as a command: log on the screen, faults in one line, exit codes.
 
@@ -84,8 +101,14 @@ def run_command(body: Callable[[], int]) -> int:
             print(f"stopped: {stop}", file=sys.stderr)
             return STOPPED
         except KeyboardInterrupt:
-            print("stopped: run the same command again to go on", file=sys.stderr)
+            if _is_first_rank(os.environ):  # what stops several stops each of them
+                print("stopped: run the same command again to go on", file=sys.stderr)
             return STOPPED
+
+
+def _is_first_rank(environment: Mapping[str, str]) -> bool:
+    """Whether this process is the one to tell what is done: of several that train together the first."""
+    return environment.get("RANK", "0") == "0"
 
 
 class _Screen(logging.StreamHandler[IO[str]]):
@@ -108,7 +131,7 @@ def _logging_to_screen(stream: IO[str]) -> Iterator[None]:
     handler.setFormatter(logging.Formatter("%(message)s"))
     level = logger.level
     logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
+    logger.setLevel(logging.INFO if _is_first_rank(os.environ) else logging.ERROR)
     try:
         yield
     finally:

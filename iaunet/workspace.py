@@ -193,18 +193,19 @@ def find_dataset(dataset: str | Path, workspace: str | Path | None = None) -> Da
 
 
 @contextlib.contextmanager
-def locked(folder: Path, doing: str) -> Iterator[None]:
+def locked(folder: Path, doing: str, wait_seconds: float = 0) -> Iterator[None]:
     """Keep other processes from working in a folder; the lock goes with the process, however it ends.
 
     Args:
         folder: The folder; made if it does not exist.
         doing: What the block does, for the message of the process that comes second.
+        wait_seconds: How long that one waits for the lock before it gives up.
 
     Raises:
         WorkspaceError: Another process holds the lock.
     """
     make_folder(folder)
-    lock = FileLock(folder / ".lock", timeout=0)
+    lock = FileLock(folder / ".lock", timeout=wait_seconds)
     try:
         with naming_disk_faults(folder):
             lock.acquire()

@@ -1,20 +1,22 @@
 """The command ``iaunet_train``."""
 
 import argparse
-import contextlib
-import json
+import dataclasses
 import logging
+import os
 import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from iaunet.console import ALL_DONE, command_parser, run_command, terminating_like_interrupt
+from iaunet.console import ALL_DONE, command_parser, parse_option, run_command, terminating_like_interrupt
+from iaunet.engines.options import add_engine_options, read_engine_options
 from iaunet.networks import NETWORKS
 from iaunet.trainers.metrics_log import LOGS
 
 if TYPE_CHECKING:
-    from iaunet.planners.plan import NetworkOption
+    from iaunet.trainers.training import TrainingOptions
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +30,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("dataset", metavar="DATASET", help="a name the workspace knows, or the raw data's folder")
     parser.add_argument("fold", metavar="FOLD", help="0, 1, ...; cv for every fold; all for one model on every case")
     parser.add_argument(
-        "--network", metavar="NAME", help=f"{', '.join(NETWORKS)}, or package.module:function (default: the plan's)"
+        "--network",
+        action="append",
+        metavar="NAME",
+        help=f"{', '.join(NETWORKS)}, or package.module:function (default: the plan's); given several times, "
+        "one run for each",
     )
     parser.add_argument(
         "--network_option",
@@ -54,6 +60,9 @@ def build_parser() -> argparse.ArgumentParser:
         help="memory of a training step (default: what a GPU has free, half a CPU's)",
     )
     parser.add_argument("--device", default="auto", metavar="DEVICE", help="auto, cpu, cuda, cuda:1, mps")
+    parser.add_argument(
+        "--gpus", type=int, metavar="N", help="train each fold on N GPUs of this machine together (default: one)"
+    )
     parser.add_argument("--weights", type=Path, metavar="FILE", help="start from the weights of a safetensors file")
     parser.add_argument("--workers", type=int, metavar="N", help="loading processes (default: chosen)")
     parser.add_argument(
@@ -68,40 +77,42 @@ def build_parser() -> argparse.ArgumentParser:
         help="predict and score the held-out cases again; with --name by the settings of that run",
     )
     parser.add_argument("--restart", action="store_true", help="put the old run aside and begin anew")
+    add_engine_options(parser, part_of="folds")
     return parser
-
-
-def parse_option(text: str) -> tuple[str, "NetworkOption"]:
-    """An option of a network: its value is read as JSON (``256``, ``true``, ``null``), as a word if it is none.
-
-    Raises:
-        ArgumentTypeError: There is no ``=``.
-    """
-    key, equals, value = text.partition("=")
-    if not (key and equals):
-        raise argparse.ArgumentTypeError(f"{text!r} is no option: give KEY=VALUE")
-    with contextlib.suppress(json.JSONDecodeError):
-        read: NetworkOption | list[object] | dict[str, object] = json.loads(value, parse_constant=str)
-        if not isinstance(read, list | dict):
-            return key, read
-    return key, value
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
-    arguments = build_parser().parse_args(argv)
-    return run_command(lambda: _run(arguments))
+    tokens = sys.argv[1:] if argv is None else argv
+    arguments = build_parser().parse_args(tokens)
+    return run_command(lambda: _run(arguments, tokens))
 
 
-def _run(arguments: argparse.Namespace) -> int:
+def _run(arguments: argparse.Namespace, tokens: Sequence[str]) -> int:
+    from iaunet.trainers.distributed import joined, must_be_started, start_ranks
     from iaunet.workspace import find_dataset
 
-    folder = find_dataset(arguments.dataset, arguments.workspace)
+    if must_be_started(os.environ, arguments.gpus):
+        return start_ranks(arguments.gpus, arguments.device, [sys.executable, "-m", "iaunet", "train", *tokens])
+    with terminating_like_interrupt(), joined(os.environ, arguments.device) as ranks:
+        folder = ranks.first(lambda: find_dataset(arguments.dataset, arguments.workspace))
+        given = arguments.engine, arguments.engine_option, arguments.part
+        engine, part = ranks.first(lambda: read_engine_options(*given, folder.root / "engine"))
 
-    from iaunet.trainers.training import TrainingOptions, train  # imports torch: after what fails quickly
+        from iaunet.trainers.units import train_networks  # imports torch: after what fails quickly
+
+        choices = ranks.first(lambda: _choices(arguments))
+        runs = train_networks(folder, arguments.fold, choices, engine, part, ranks)
+    names = shlex.quote(folder.name), " ".join(shlex.quote(run.name) for run in runs)
+    logger.info("next       iaunet_predict -i FOLDER -o FOLDER -d %s --run %s", *names)
+    return ALL_DONE
+
+
+def _choices(arguments: argparse.Namespace) -> "list[TrainingOptions]":
+    """What is asked for, for each network."""
+    from iaunet.trainers.training import TrainingOptions
 
     options = TrainingOptions(
-        network=arguments.network,
         network_options=dict(arguments.network_option),
         recipe=arguments.recipe,
         split=arguments.split,
@@ -120,8 +131,4 @@ def _run(arguments: argparse.Namespace) -> int:
         workers=arguments.workers,
         log=arguments.log,
     )
-    with terminating_like_interrupt():
-        run = train(folder, arguments.fold, options)
-    names = shlex.quote(folder.name), shlex.quote(run.name)
-    logger.info("next       iaunet_predict -i FOLDER -o FOLDER -d %s --run %s", *names)
-    return ALL_DONE
+    return [dataclasses.replace(options, network=network) for network in arguments.network or [None]]

@@ -1,9 +1,10 @@
 """Trains folds of a run: settings resolved, folders locked, folds trained and validated, scores summed up."""
 
+import contextlib
 import dataclasses
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +13,8 @@ from typing import Any
 import torch
 
 from iaunet.dataset import Dataset
-from iaunet.device import choose_device, describe_device, free_memory, unused_gpu
+from iaunet.device import choose_device, describe_device, free_memory, training_precision, unused_gpu
+from iaunet.engines.tasks import allotted_processors
 from iaunet.errors import TrainingError
 from iaunet.inference.predictor import Predictor
 from iaunet.inference.runs import ALL_CASES, FoldFolder, Run, RunRecord
@@ -25,6 +27,8 @@ from iaunet.planners.rules import choose_max_keys
 from iaunet.preprocessing.arrays import open_arrays
 from iaunet.records import differences, require, to_json
 from iaunet.storage import digest, file_digest, make_folder
+from iaunet.trainers.device_augmentation import MOST_ORDER
+from iaunet.trainers.distributed import ALONE, Ranks, rank_device
 from iaunet.trainers.memory import find_micro_batch
 from iaunet.trainers.metrics_log import find_log
 from iaunet.trainers.trainer import FoldSetup, Trainer, library_versions
@@ -35,6 +39,12 @@ from iaunet.workspace import DatasetFolder, locked
 logger = logging.getLogger(__name__)
 
 MOST_GPU_WORKERS = 12
+READING_WORKERS = 2
+"""Where the device augments, loading is reading alone."""
+
+SECONDS_TO_BEGIN = 60
+"""How long a process waits for another that begins a run, which is done in no time."""
+
 STEPS_WORTH_A_WORKER = 400
 """A loading process takes seconds to start, so short trainings on a CPU do without."""
 
@@ -82,13 +92,17 @@ class TrainingOptions:
             raise TrainingError(f"{self.weights} is no file: give the safetensors file to start from")
 
 
-def train(folder: DatasetFolder, fold: str, options: TrainingOptions) -> Run:
+def train(
+    folder: DatasetFolder, fold: str, options: TrainingOptions, ranks: Ranks = ALONE, sums_up: bool = True
+) -> Run:
     """Train one fold of a run, all of them, or one model on every case; what was begun is gone on with.
 
     Args:
         folder: The dataset's folder in the workspace.
         fold: "0", "1", ..., "cv" for every fold, or "all" for one model on every case.
         options: What to do otherwise than planned.
+        ranks: The processes that train each fold together, see `iaunet.trainers.distributed.joined`; each calls this.
+        sums_up: Whether to do what `sum_up` does at the end.
 
     Returns:
         The run.
@@ -96,33 +110,65 @@ def train(folder: DatasetFolder, fold: str, options: TrainingOptions) -> Run:
     Raises:
         TrainingError: The fold or a setting cannot be, or the run was begun with other settings.
         Stopped: A signal asked to stop; everything is saved.
+        SystemExit: One of these, on other ranks than the first, which alone tells it.
     """
-    training = _Training(folder, options)
-    folds = training.parse_folds(fold)
-    record = training.settle_record()
+
+    def begin() -> tuple[_Training, list[str], RunRecord]:
+        training = _Training(folder, options, ranks)
+        return training, training.parse_folds(fold), training.settle_record()
+
+    training, folds, record = ranks.first(begin)
     logger.info("run        %s", training.run.root)
     for i, name in enumerate(folds):
-        with locked(training.run.fold(name).root, "training"):
+        with training.holding(name):
             still_to_do = sum(not training.run.fold(later).is_finished for later in folds[i:])
             record = training.train_fold(name, record, still_to_do)
-    summary = summarise_run(training.run, len(training.split.folds), training.dataset, training.split.inflated)
-    if summary is not None:
-        logger.info("cross-validation over %d folds: %s", len(training.split.folds), training.run.crossval_json)
-        for line in describe_scores(summary, training.split.inflated):
-            logger.info("%s", line)
+    if sums_up and ranks.is_first:
+        training.sum_up()
+    return training.run
+
+
+def find_folds(folder: DatasetFolder, fold: str, options: TrainingOptions) -> tuple[Run, list[str]]:
+    """The run and the folds that `train` would train; an old run that is in the way of ``restart`` is put aside.
+
+    Raises:
+        TrainingError: The fold or a setting cannot be, or the run was begun with other settings.
+        WorkspaceError: The run is to be put aside, but another process is training one of its folds.
+    """
+    training = _Training(folder, options, ALONE)
+    names = training.parse_folds(fold)
+    if options.restart:
+        _put_aside(training.run)
+    elif options.val_only or training.run.run_json.exists():
+        training.settle_record()
+    return training.run, names
+
+
+def sum_up(folder: DatasetFolder, options: TrainingOptions, ranks: Ranks = ALONE) -> Run:
+    """Tell and write the scores over all folds of a run once each is finished; returns the run."""
+    training = _Training(folder, options, ranks)
+    if ranks.is_first:
+        training.sum_up()
     return training.run
 
 
 class _Training:
     """One call of `train`: the resolved settings and what is made from them."""
 
-    def __init__(self, folder: DatasetFolder, options: TrainingOptions) -> None:
+    def __init__(self, folder: DatasetFolder, options: TrainingOptions, ranks: Ranks) -> None:
         self.folder = folder
-        self.options = options
+        self.ranks = ranks
+        # rank 0 comes first and begins anew for all
+        self.options = options if ranks.is_first else dataclasses.replace(options, restart=False)
         find_log(options.log)  # so that what is not installed is told first
         self.dataset: Dataset = folder.load_cases()
         self.named = self._find_named()
         self.plan = resolve_plan(self.named.plan if self.named else load_plan(folder.plan_json), options)
+        if ranks.size > self.plan.recipe.batch_size:
+            raise TrainingError(
+                f"{ranks.size} ranks are more than the {self.plan.recipe.batch_size} rows of a step: start as many at "
+                "most, or give a larger --batch_size"
+            )
         _tell_unmet_needs(self.plan)
         names = [case.name for case in self.dataset.cases]
         wish = options.split or (self.named.split if self.named else self.plan.split)
@@ -141,12 +187,27 @@ class _Training:
     @cached_property
     def device(self) -> torch.device:
         """Where to compute."""
-        device = choose_device(self.options.device)
+        device = choose_device(rank_device(self.options.device, self.ranks))
         logger.info("device     %s", describe_device(device))
         warning = unused_gpu(device)
         if warning:
             logger.warning("warning    %s", warning)
         return device
+
+    @property
+    def augments_on_device(self) -> bool:
+        """Whether rows are augmented by the device: on GPUs, as far as they can sample what is planned."""
+        return self.device.type == "cuda" and self.plan.recipe.augmentation.interpolation_order <= MOST_ORDER
+
+    def describe_means(self) -> str:
+        """Where and how steps are computed: what changes their numbers though no setting changes."""
+        precision = training_precision(self.device)
+        means = [describe_device(self.device)]
+        if precision is not None:
+            means.append(f"products in {str(precision).removeprefix('torch.')}")
+        if self.augments_on_device:
+            means.append("augmented there")
+        return ", ".join(means)
 
     def parse_folds(self, fold: str) -> list[str]:
         """The names of the folds to train."""
@@ -171,16 +232,29 @@ class _Training:
         if self.options.val_only:
             raise TrainingError(f"{self.run.name} was not trained yet: leave out --val_only")
         record = self._new_record()
+        with locked(self.folder.runs, "beginning a run", SECONDS_TO_BEGIN):
+            if self.options.restart or not self.run.run_json.exists():
+                self._begin(record)
+                return record
+        return self.settle_record()  # another process began it meanwhile
+
+    def _begin(self, record: RunRecord) -> None:
         if self.options.restart:  # only now: what cannot be begun anew stays where it is
             _put_aside(self.run)
         make_folder(self.run.root)
         self.run.write_record(record)
-        return record
+
+    @contextlib.contextmanager
+    def holding(self, name: str) -> Iterator[None]:
+        """Keep others from a fold: rank 0 holds it for all ranks, once it is done with the fold before."""
+        with contextlib.ExitStack() as stack:
+            self.ranks.lead(lambda: stack.enter_context(locked(self.run.fold(name).root, "training")))
+            yield
 
     def train_fold(self, name: str, record: RunRecord, commands_folds: int) -> RunRecord:
         """Train and validate a fold unless that is done; returns the record, with the epochs fixed if they were."""
         fold = self.run.fold(name)
-        if fold.is_finished and not self.options.val_only:
+        if self.ranks.from_first(fold.is_finished) and not self.options.val_only:
             logger.info("fold %s is finished: %s", name, fold.root)
             return record
         cases = self._cases(name)
@@ -189,11 +263,23 @@ class _Training:
             trainer.fit()
             if record.hours is not None and record.epochs is None:
                 record = dataclasses.replace(record, epochs=trainer.epochs)
-                self.run.write_record(record)
+                if self.ranks.is_first:
+                    self.run.write_record(record)
         elif not fold.weights.exists():
-            raise TrainingError(f"fold {name} of {self.run.name} was not trained yet: leave out --val_only")
-        self._validate(fold, cases, record)
+            fault = TrainingError(f"fold {name} of {self.run.name} was not trained yet: leave out --val_only")
+            raise self.ranks.told_once(fault)
+        if self.ranks.is_first:
+            self._validate(fold, cases, record)
         return record
+
+    def sum_up(self) -> None:
+        """Tell and write the scores over all folds once each is finished."""
+        split = self.split
+        summary = summarise_run(self.run, len(split.folds), self.dataset, split.inflated)
+        if summary is not None:
+            logger.info("cross-validation over %d folds: %s", len(split.folds), self.run.crossval_json)
+            for line in describe_scores(summary, split.inflated):
+                logger.info("%s", line)
 
     def _cases(self, name: str) -> Fold:
         if name != ALL_CASES:
@@ -202,6 +288,9 @@ class _Training:
 
     def _setup(self, fold: FoldFolder, cases: Fold, record: RunRecord, commands_folds: int) -> FoldSetup:
         epochs = record.epochs or self.plan.recipe.epochs
+        means = self.describe_means()
+        if means != record.device:
+            logger.info("this run began on %s, this fold is trained on %s: numbers may differ", record.device, means)
         return FoldSetup(
             plan=self.plan,
             folder=fold,
@@ -218,6 +307,9 @@ class _Training:
             hours=record.hours if record.epochs is None else None,
             weights=self.options.weights,
             log=self.options.log,
+            ranks=self.ranks,
+            precision=training_precision(self.device),
+            augments_on_device=self.augments_on_device,
         )
 
     def _validate(self, fold: FoldFolder, cases: Fold, record: RunRecord) -> None:
@@ -243,7 +335,13 @@ class _Training:
         memory = free_memory(self.device) if memory_gb is None else int(memory_gb * 2**30)
         plan = self.plan
         rows = find_micro_batch(
-            build_planned_network(plan), plan.channels, plan.input_size, plan.recipe.batch_size, memory
+            build_planned_network(plan),
+            plan.channels,
+            plan.input_size,
+            plan.recipe.batch_size,
+            memory,
+            self.device,
+            training_precision(self.device),
         )
         return RunRecord(
             plan=plan,
@@ -252,7 +350,7 @@ class _Training:
             split_digest=digest(to_json(self.split.folds)),
             seed=self.options.seed,
             micro_batch=rows,
-            device=describe_device(self.device),
+            device=self.describe_means(),
             threads=torch.get_num_threads(),
             versions=library_versions(),
             hours=self.options.hours,
@@ -300,7 +398,9 @@ class _Training:
         if self.options.workers is not None:
             return self.options.workers
         if self.device.type != "cpu":
-            return min(MOST_GPU_WORKERS, max(1, default_workers() - 1))
+            processors = allotted_processors() or default_workers()
+            most = READING_WORKERS if self.augments_on_device else MOST_GPU_WORKERS
+            return min(most, max(1, processors // self.ranks.local_size - 1))
         recipe = self.plan.recipe
         steps = -(-n_train * recipe.draws_a_case // recipe.batch_size) * epochs
         return int(steps >= STEPS_WORTH_A_WORKER)

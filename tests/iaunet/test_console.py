@@ -57,6 +57,31 @@ def test_help_shows_defaults_and_the_workspace(parser):
     assert "--workspace DIR" in text
 
 
+def test_of_several_ranks_one_tells_what_is_done_and_each_what_went_wrong(capsys, monkeypatch):
+    def body():
+        logging.getLogger("iaunet.anything").info("done")
+        raise PlanError("a fault")
+
+    told = []
+    for rank in "01":
+        monkeypatch.setenv("RANK", rank)
+        assert run_command(body) == 2
+        told.append(capsys.readouterr())
+
+    assert [rank.out for rank in told] == ["done\n", ""]
+    assert [rank.err for rank in told] == ["error: a fault\n"] * 2
+
+
+def test_what_interrupts_several_ranks_is_told_once(capsys, monkeypatch):
+    def body():
+        raise KeyboardInterrupt
+
+    monkeypatch.setenv("RANK", "1")
+
+    assert run_command(body) == 130
+    assert capsys.readouterr().err == ""
+
+
 def stop_with(fault):
     def body():
         raise fault
