@@ -3,18 +3,18 @@
 import contextlib
 import random
 from collections.abc import Iterator
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from batchgenerators.transforms.abstract_transforms import AbstractTransform, Compose
-from batchgenerators.transforms.color_transforms import ContrastAugmentationTransform, GammaTransform
-from batchgenerators.transforms.noise_transforms import GaussianBlurTransform, GaussianNoiseTransform
-from batchgenerators.transforms.spatial_transforms import MirrorTransform, SpatialTransform
 from numpy.typing import NDArray
 
 from iaunet.planners.plan import Normalisation
 from iaunet.planners.recipes import Augmentation
 from iaunet.preprocessing.normalisation import SD_FLOOR
+
+if TYPE_CHECKING:
+    from batchgenerators.transforms.abstract_transforms import AbstractTransform
 
 
 class Augmenter:
@@ -29,7 +29,14 @@ class Augmenter:
     def __init__(self, augmentation: Augmentation, normalisation: Normalisation, input_size: tuple[int, int]) -> None:
         self._augmentation = augmentation
         self._normalisation = normalisation
-        self._transform = Compose(_transforms(augmentation, input_size))
+        self._input_size = input_size
+
+    @cached_property
+    def _transform(self) -> "AbstractTransform":
+        """Made at the first row: where others load the rows, batchgenerators need not be imported, which takes time."""
+        from batchgenerators.transforms.abstract_transforms import Compose
+
+        return Compose(_transforms(self._augmentation, self._input_size))
 
     def __call__(
         self, image: NDArray[np.float32], mask: NDArray[np.uint8], seed: tuple[int, ...]
@@ -78,8 +85,12 @@ def apply_brightness(image: NDArray[np.float32], factor: float, normalisation: N
     return (factor * image + shift[:, None, None]).astype(np.float32)
 
 
-def _transforms(plan: Augmentation, input_size: tuple[int, int]) -> list[AbstractTransform]:
+def _transforms(plan: Augmentation, input_size: tuple[int, int]) -> "list[AbstractTransform]":
     """The transforms with every parameter given, those that never happen left out."""
+    from batchgenerators.transforms.color_transforms import ContrastAugmentationTransform, GammaTransform
+    from batchgenerators.transforms.noise_transforms import GaussianBlurTransform, GaussianNoiseTransform
+    from batchgenerators.transforms.spatial_transforms import MirrorTransform
+
     transforms: list[AbstractTransform] = []
     if max(plan.rotation_probability, plan.scaling_probability, plan.elastic_probability) > 0:
         transforms.append(_spatial(plan, input_size))
@@ -129,7 +140,9 @@ def _transforms(plan: Augmentation, input_size: tuple[int, int]) -> list[Abstrac
     return transforms
 
 
-def _spatial(plan: Augmentation, input_size: tuple[int, int]) -> SpatialTransform:
+def _spatial(plan: Augmentation, input_size: tuple[int, int]) -> "AbstractTransform":
+    from batchgenerators.transforms.spatial_transforms import SpatialTransform
+
     low, high = np.deg2rad(plan.rotation_degrees)
     smallest, largest = plan.scaling
     return SpatialTransform(

@@ -34,7 +34,7 @@ class Checkpoint:
     in the running epoch. ``network`` holds the raw weights and buffers, ``average`` those of the moving average.
     ``run`` is the digest of the run's record, ``epochs`` the number it will train for, ``hours_to_fix`` the hours
     that are still to decide it, if any. ``random_state`` is that of torch's generators, see
-    `iaunet.device`, ``threads`` how many threads computed.
+    `iaunet.device`, ``threads`` how many threads computed, ``ranks`` how many processes together.
     """
 
     run: str
@@ -52,6 +52,7 @@ class Checkpoint:
     random_state: list[torch.Tensor]
     threads: int
     micro_batch: int
+    ranks: int = 1
 
 
 def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:

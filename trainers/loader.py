@@ -2,10 +2,11 @@
 
 import contextlib
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -16,8 +17,11 @@ from iaunet.dataset import IGNORED, MaskCoding
 from iaunet.errors import TrainingError
 from iaunet.preprocessing.arrays import Arrays, open_arrays
 from iaunet.trainers.augmentation import Augmenter
+from iaunet.trainers.device_augmentation import DeviceAugmenter
 from iaunet.trainers.sampling import EpochSampler, Sample
 from iaunet.workers import serve_parent
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -44,14 +48,37 @@ class Batch:
         valid = None if self.valid is None else self.valid.pin_memory()
         return Batch(self.images.pin_memory(), self.targets.pin_memory(), self.rows, valid)
 
+    def to(self, device: torch.device) -> "Batch":
+        """The batch on a device, copied without waiting where its memory is pinned."""
+        valid = None if self.valid is None else self.valid.to(device, non_blocking=True)
+        images, targets = self.images.to(device, non_blocking=True), self.targets.to(device, non_blocking=True)
+        return Batch(images, targets, self.rows, valid)
 
-class RowDataset(Dataset[tuple[NDArray[np.float32], NDArray[np.uint8], int]]):
+
+@dataclass(frozen=True)
+class StoredBatch:
+    """Rows as they are stored, images [B, C, H, W] float16 and masks [B, H, W] uint8, to be augmented on a device."""
+
+    images: torch.Tensor
+    masks: torch.Tensor
+    samples: tuple[Sample, ...]
+
+    def pin_memory(self) -> "StoredBatch":
+        """The batch in memory that a GPU reads without a copy."""
+        return StoredBatch(self.images.pin_memory(), self.masks.pin_memory(), self.samples)
+
+
+Row = tuple[NDArray[np.floating], NDArray[np.uint8], Sample]
+"""Image [C, H, W] and mask [H, W], and which row they are."""
+
+
+class RowDataset(Dataset[Row]):
     """Rows of the arrays, augmented. Workers map the arrays themselves: it holds paths, no data.
 
     Args:
         folder: The ``preprocessed`` folder.
         made_from: What the arrays must have been made from.
-        augmenter: Changes each row; None leaves rows as they are.
+        augmenter: Changes each row; None leaves rows as they are stored, in float16.
     """
 
     def __init__(self, folder: Path, made_from: str, augmenter: Augmenter | None) -> None:
@@ -67,12 +94,11 @@ class RowDataset(Dataset[tuple[NDArray[np.float32], NDArray[np.uint8], int]]):
         """The mapped arrays."""
         return open_arrays(self._folder, self._made_from)
 
-    def __getitem__(self, sample: Sample) -> tuple[NDArray[np.float32], NDArray[np.uint8], int]:
-        image = self.arrays.images[sample.row].astype(np.float32)
-        mask = np.array(self.arrays.masks[sample.row])
+    def __getitem__(self, sample: Sample) -> Row:
+        image, mask = np.array(self.arrays.images[sample.row]), np.array(self.arrays.masks[sample.row])
         if self._augmenter is not None:
-            image, mask = self._augmenter(image, mask, sample.seed)
-        return image, mask, sample.row
+            image, mask = self._augmenter(image.astype(np.float32), mask, sample.seed)
+        return image, mask, sample
 
 
 class Collator:
@@ -81,33 +107,68 @@ class Collator:
     def __init__(self, coding: MaskCoding) -> None:
         self._coding = coding
 
-    def __call__(self, rows: list[tuple[NDArray[np.float32], NDArray[np.uint8], int]]) -> Batch:
-        """Rows of (image, mask, row number) to a batch."""
-        images, masks, numbers = zip(*rows, strict=True)
+    def __call__(self, rows: list[Row]) -> Batch:
+        """Rows to a batch."""
+        images, masks, samples = zip(*rows, strict=True)
         labels = np.stack(masks)
         valid = None
         if self._coding.ignore is not None:
             valid = torch.from_numpy((labels != IGNORED)[:, None].astype(np.float32))
         targets = torch.from_numpy(self._coding.targets(labels))
-        return Batch(torch.from_numpy(np.stack(images)), targets, numbers, valid)
+        return Batch(torch.from_numpy(np.stack(images)).float(), targets, tuple(one.row for one in samples), valid)
+
+
+def collate_stored(rows: list[Row]) -> StoredBatch:
+    """Rows to a batch, as they are."""
+    images, masks, samples = zip(*rows, strict=True)
+    return StoredBatch(torch.from_numpy(np.stack(images)), torch.from_numpy(np.stack(masks)), samples)
+
+
+class DeviceCollator:
+    """Makes batches of stored ones on a device: augmented there, with target maps.
+
+    Args:
+        augmenter: Changes the rows.
+        coding: Makes target maps of masks.
+        device: Where the batches are to be.
+    """
+
+    def __init__(self, augmenter: DeviceAugmenter, coding: MaskCoding, device: torch.device) -> None:
+        self._augmenter = augmenter
+        self._ignores = coding.ignore is not None
+        self._device = device
+        every_value = np.arange(256, dtype=np.uint8)[None]
+        self._targets = torch.from_numpy(coding.targets(every_value)[:, 0]).to(device)  # [outputs, 256]
+
+    def __call__(self, stored: StoredBatch) -> Batch:
+        """A stored batch to an augmented one."""
+        images, masks = (part.to(self._device, non_blocking=True) for part in (stored.images, stored.masks))
+        images, masks = self._augmenter(images, masks, [sample.seed for sample in stored.samples])
+        targets = self._targets[:, masks.int()].transpose(0, 1).contiguous()
+        valid = (masks != IGNORED)[:, None].float() if self._ignores else None
+        return Batch(images, targets, tuple(sample.row for sample in stored.samples), valid)
 
 
 def make_loader(
-    dataset: RowDataset, sampler: EpochSampler, coding: MaskCoding, workers: int, pin_memory: bool
-) -> DataLoader[Batch]:
+    dataset: RowDataset,
+    sampler: EpochSampler,
+    collate: Callable[[list[Row]], T],
+    workers: int,
+    pin_memory: bool,
+) -> DataLoader[T]:
     """A loader that gives the sampler's batches in its order. Use it within `ending_workers`.
 
     Args:
         dataset: The rows.
         sampler: Which rows, in which order.
-        coding: Makes target maps of masks.
+        collate: Makes a batch of rows: a `Collator`, or `collate_stored`.
         workers: Processes that load; 0 loads in this one.
         pin_memory: For training on a GPU.
     """
     return DataLoader(
         dataset,  # type: ignore[arg-type]  # it knows rows, the collator makes batches of them
         batch_sampler=sampler,
-        collate_fn=Collator(coding),
+        collate_fn=collate,
         num_workers=workers,
         pin_memory=pin_memory,
         persistent_workers=workers > 0,
@@ -117,7 +178,7 @@ def make_loader(
     )
 
 
-def start_batches(loader: DataLoader[Batch]) -> Iterator[Batch]:
+def start_batches(loader: DataLoader[T]) -> Iterator[T]:
     """Begin an epoch; worker processes start with the first.
 
     Signals that stop the command are held back meanwhile, and for good in the workers: they serve until this process
@@ -135,8 +196,35 @@ def start_batches(loader: DataLoader[Batch]) -> Iterator[Batch]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+def prepared_ahead(batches: Iterable[T], prepare: Callable[[T], Batch], device: torch.device) -> Iterator[Batch]:
+    """Batches brought to a device by ``prepare``, on a GPU each while the step of the one before it runs there."""
+    if device.type != "cuda":
+        yield from map(prepare, batches)
+        return
+    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    waiting: tuple[Batch, torch.cuda.Event] | None = None
+    for batch in batches:
+        with torch.cuda.stream(stream):
+            prepared = prepare(batch), stream.record_event()
+        if waiting is not None:
+            yield _handed_over(*waiting)
+        waiting = prepared
+    if waiting is not None:
+        yield _handed_over(*waiting)
+
+
+def _handed_over(batch: Batch, ready: torch.cuda.Event) -> Batch:
+    """A batch of another stream for the use of this one: its memory is not given away before this one is done."""
+    here = torch.cuda.current_stream(batch.images.device)
+    here.wait_event(ready)
+    for tensor in (batch.images, batch.targets, batch.valid):
+        if tensor is not None:
+            tensor.record_stream(here)
+    return batch
+
+
 @contextlib.contextmanager
-def ending_workers(loader: DataLoader[Batch]) -> Iterator[None]:
+def ending_workers(loader: DataLoader[T]) -> Iterator[None]:
     """End the loader's processes with the block: Python at its end would wait for them, as SIGTERM does not reach them.
 
     Raises:

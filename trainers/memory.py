@@ -1,18 +1,27 @@
 """How many rows fit through a network at once."""
 
-import copy
+import itertools
 import logging
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from iaunet.device import CPU, casting
+from iaunet.loss import bce_dice_loss
 
 logger = logging.getLogger(__name__)
 
 FEWEST_ROWS = 4
 """Batch normalisation needs at least this many rows for its statistics."""
 
-ALLOWANCE = 1.3
-"""Memory a step takes beyond what its backward pass keeps: gradients of activations, workspaces, fragmentation."""
+ALLOWANCE = 1.1
+"""Memory a step takes beyond the tensors that are alive at once: what kernels work in, and fragmentation."""
 
 STATE_COPIES = 5
 """Weights, gradients, Adam's two moments and the average."""
@@ -25,7 +34,13 @@ def micro_batches(batch_size: int) -> list[int]:
 
 
 def find_micro_batch(
-    network: nn.Module, channels: int, input_size: tuple[int, int], batch_size: int, memory: int | None
+    network: nn.Module,
+    channels: int,
+    input_size: tuple[int, int],
+    batch_size: int,
+    memory: int | None,
+    device: torch.device = CPU,
+    precision: torch.dtype | None = None,
 ) -> int:
     """The largest equal part of a batch whose training step fits into memory.
 
@@ -35,6 +50,8 @@ def find_micro_batch(
         input_size: (height, width) of its input.
         batch_size: Rows of a whole batch.
         memory: Bytes that may be used; None for no limit.
+        device: Where the steps are to run.
+        precision: The type that products are taken in there, None for float32.
 
     Returns:
         One of `micro_batches`. The smallest is returned even if it does not fit either, with a warning.
@@ -42,11 +59,11 @@ def find_micro_batch(
     if memory is None:
         return batch_size
     try:
-        a_row = row_bytes(network, channels, input_size)
-    except RuntimeError as fault:  # a stranger's network may look at numbers, which the meta device does not have
+        a_row = row_bytes(network, channels, input_size, device, precision)
+    except RuntimeError as fault:  # a stranger's network may look at numbers, which are not there
         logger.info("memory of a step is not known beforehand (%s)", str(fault).split("\n")[0])
         return batch_size
-    fixed = STATE_COPIES * sum(p.numel() * p.element_size() for p in network.parameters())
+    fixed = state_bytes(network)
     sizes = micro_batches(batch_size)
     fitting = [rows for rows in sizes if fixed + rows * a_row <= memory]
     if fitting:
@@ -58,18 +75,84 @@ def find_micro_batch(
     return sizes[-1]
 
 
-def row_bytes(network: nn.Module, channels: int, input_size: tuple[int, int]) -> int:
-    """About the bytes that one row adds to a training step, counted on the meta device: nothing is computed."""
-    kept: dict[int, torch.UntypedStorage] = {}
+def state_bytes(network: nn.Module) -> int:
+    """Bytes of what training holds whatever the number of rows."""
+    return STATE_COPIES * sum(p.numel() * p.element_size() for p in network.parameters())
 
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        kept[id(storage)] = storage
-        return tensor
 
-    meta = copy.deepcopy(network).to("meta").train()
-    weights = sum(p.numel() * p.element_size() for p in meta.parameters())
+def row_bytes(
+    network: nn.Module,
+    channels: int,
+    input_size: tuple[int, int],
+    device: torch.device = CPU,
+    precision: torch.dtype | None = None,
+) -> int:
+    """About the bytes that one row adds to the peak of a training step, forward and backward.
+
+    The step runs on tensors that have a shape and a device but no memory: nothing is computed, and the network stays
+    as it is.
+
+    Raises:
+        RuntimeError: The network looks at numbers of its input.
+    """
     rows = 2
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        meta(torch.zeros(rows, channels, *input_size, device="meta"))
-    return int(ALLOWANCE * max(0, sum(storage.nbytes() for storage in kept.values()) - weights) / rows)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        tensors = _as_fakes(network, device)
+        with _LiveBytes() as counted:
+            images = torch.zeros(rows, channels, *input_size, device=device)
+            with casting(device, precision):
+                logits = torch.func.functional_call(network, tensors, (images,))
+            bce_dice_loss(logits, torch.zeros_like(logits)).loss.backward()  # type: ignore[no-untyped-call]
+    return int(ALLOWANCE * counted.peak / rows)
+
+
+def _as_fakes(network: nn.Module, device: torch.device) -> dict[str, Tensor]:
+    """Parameters and buffers as they would lie on a device; their gradients are dropped as they come."""
+    fakes: dict[str, Tensor] = {}
+    for name, tensor in itertools.chain(network.named_parameters(), network.named_buffers()):
+        fakes[name] = torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
+        if tensor.requires_grad:
+            fake = fakes[name].requires_grad_()
+            fake.register_post_accumulate_grad_hook(_drop_gradient)  # type: ignore[no-untyped-call]
+    return fakes
+
+
+def _drop_gradient(parameter: Tensor) -> None:
+    parameter.grad = None  # counted by `state_bytes`, as all of them live at the end of a step
+
+
+class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Adds up the bytes of tensors that operations make, while they live; ``peak`` is the most there were."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.peak = 0
+        self._live = 0
+        self._known: dict[int, weakref.ref[torch.UntypedStorage]] = {}
+
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(made):
+            if isinstance(leaf, Tensor):
+                self._add(leaf.untyped_storage())
+        return made
+
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        """Count a storage until it is freed; views share that of what they show."""
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._known:
+            return
+
+        def free(_: object) -> None:
+            self._live -= size
+            del self._known[key]
+
+        self._known[key] = weakref.ref(storage, free)
+        self._live += size
+        self.peak = max(self.peak, self._live)

@@ -79,16 +79,22 @@ class CaseOrder:
 
 
 class EpochSampler(Sampler[list[Sample]]):
-    """Gives a loader the batches of one epoch, from ``first_step`` on; both are set before each epoch."""
+    """Gives a loader the batches of one epoch, from ``first_step`` on; both are set before each epoch.
 
-    def __init__(self, order: CaseOrder) -> None:
+    Args:
+        order: The batches.
+        part: Which samples of each batch; by default all.
+    """
+
+    def __init__(self, order: CaseOrder, part: slice = slice(None)) -> None:
         self.order = order
+        self._part = part
         self.epoch = 0
         self.first_step = 0
 
     def __iter__(self) -> Iterator[list[Sample]]:
         for step in range(self.first_step, self.order.steps):
-            yield self.order.batch(self.epoch, step)
+            yield self.order.batch(self.epoch, step)[self._part]
 
     def __len__(self) -> int:
         return self.order.steps - self.first_step

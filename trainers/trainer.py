@@ -11,13 +11,15 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
 from iaunet.console import Stopped, handling_signals
-from iaunet.device import autocasting, is_out_of_memory, mixed_precision, random_state, restore_random_state
+from iaunet.device import casting, is_out_of_memory, random_state, restore_random_state
 from iaunet.errors import TrainingError
 from iaunet.inference.runs import FoldFolder
 from iaunet.loss import bce_dice_loss
@@ -27,7 +29,21 @@ from iaunet.storage import remove_leftovers
 from iaunet.trainers.augmentation import Augmenter
 from iaunet.trainers.averaging import WeightAverage
 from iaunet.trainers.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from iaunet.trainers.loader import Batch, Collator, RowDataset, ending_workers, make_loader, start_batches
+from iaunet.trainers.device_augmentation import DeviceAugmenter
+from iaunet.trainers.distributed import ALONE, Ranks
+from iaunet.trainers.loader import (
+    Batch,
+    Collator,
+    DeviceCollator,
+    Row,
+    RowDataset,
+    StoredBatch,
+    collate_stored,
+    ending_workers,
+    make_loader,
+    prepared_ahead,
+    start_batches,
+)
 from iaunet.trainers.memory import micro_batches
 from iaunet.trainers.metrics_log import MetricsLog, find_log
 from iaunet.trainers.prior import output_shares, start_at_prior
@@ -41,6 +57,9 @@ logger = logging.getLogger(__name__)
 VALIDATION_COST = 1 / 3
 """Of the cost of training on a row: forward only."""
 
+FEWEST_OWN_STATISTICS = 8
+"""With fewer rows at a time GPUs that train together normalise batches by common statistics."""
+
 VALIDATION_ROWS_A_CASE = 4
 """Rows of a held-out volume or tiled image that are looked at after an epoch; the fold's score is of all of it."""
 
@@ -52,7 +71,10 @@ class FoldSetup:
     ``run`` names the run's settings by their digest. ``train`` and ``validation`` are names of cases; the second is
     empty when a model is trained on every case. ``commands_folds`` is how many folds the command will train, this
     one included; ``hours`` limits the whole command and fixes the number of epochs unless ``epochs`` has done so.
-    ``weights`` is a file to start from, ``log`` a name of `iaunet.trainers.metrics_log.LOGS`.
+    ``weights`` is a file to start from, ``log`` a name of `iaunet.trainers.metrics_log.LOGS`. ``ranks`` are the
+    processes that train it together; ``micro_batch`` and ``workers`` are those of each. ``precision`` is the type that
+    products are taken in, None for float32. ``augments_on_device`` says that rows are augmented where the network runs
+    and not while they are loaded.
     """
 
     plan: Plan
@@ -70,10 +92,16 @@ class FoldSetup:
     hours: float | None = None
     weights: Path | None = None
     log: str = "csv"
+    ranks: Ranks = ALONE
+    precision: torch.dtype | None = None
+    augments_on_device: bool = False
 
 
 class Trainer:
     """Trains one fold. Every step of `fit` is a method of its own, to be overridden by name.
+
+    Of several ranks each takes its part of every batch and validation, and all hold the same weights and averages;
+    rank 0 writes the files.
 
     Args:
         setup: Everything that decides the training. A checkpoint in its folder is resumed from.
@@ -82,6 +110,7 @@ class Trainer:
     def __init__(self, setup: FoldSetup) -> None:
         self.setup = setup
         self.recipe = setup.plan.recipe
+        self.ranks = setup.ranks
         self.device = setup.device
         self.folder = setup.folder
         self.epochs = setup.epochs
@@ -101,10 +130,12 @@ class Trainer:
         Raises:
             Stopped: A signal asked to stop; the running step was finished and saved.
             TrainingError: The loss is no number any more, or memory does not suffice.
+            SystemExit: The same on other ranks than the first, which alone tells it.
         """
-        remove_leftovers(self.folder.root)
-        self.build()
-        self.resume_or_start()
+        if self.ranks.is_first:
+            remove_leftovers(self.folder.root)
+        self.ranks.first(self._prepare)
+        self.join_ranks()
         stopping = handling_signals((signal.SIGINT, signal.SIGTERM), self._ask_to_stop)
         with stopping, ending_workers(self.loader), closing_logs(self.logs):
             while self.epoch < self.epochs:
@@ -112,7 +143,8 @@ class Trainer:
                 validation = self.validate()
                 self.log_epoch(validation)
                 self.save_checkpoint()
-                self._stop_if_asked()
+                if self._asked_to_stop():
+                    self._stop()
         self.finish()
 
     def build(self) -> None:
@@ -127,9 +159,10 @@ class Trainer:
             rows = [row for name in setup.train for row in self.arrays.cases[name].rows]
             start_at_prior(network, output_shares(self.arrays, plan.coding, rows))
         self.network: nn.Module = network.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.parallel = self.network
         self.average = WeightAverage(self.network, recipe.average_decay) if recipe.average_weights else None
         self.optimiser = self.make_optimiser()
-        self.scaler = torch.amp.GradScaler(enabled=mixed_precision(self.device) is torch.float16)
+        self.scaler = torch.amp.GradScaler(enabled=setup.precision is torch.float16)
         order = CaseOrder(
             [self.arrays.cases[name].rows for name in setup.train],
             self.arrays.foreground.tolist(),
@@ -139,12 +172,22 @@ class Trainer:
             foreground_rows=recipe.foreground_rows,
             seed=setup.seed,
         )
-        self.sampler = EpochSampler(order)
-        augmenter = Augmenter(recipe.augmentation, plan.normalisation, plan.input_size)
-        augmented = RowDataset(setup.preprocessed, plan.arrays_digest, augmenter)
-        self.loader = make_loader(augmented, self.sampler, plan.coding, setup.workers, self.device.type == "cuda")
+        self.sampler = EpochSampler(order, self.ranks.share(recipe.batch_size))
+        self.loader, self.prepare_batch = self.make_loading()
         self.validation_rows = [row for name in setup.validation for row in self._typical_rows(name)]
         self.plain_rows = RowDataset(setup.preprocessed, plan.arrays_digest, None)
+
+    def make_loading(self) -> tuple[DataLoader[Any], Callable[[Any], Batch]]:
+        """The loader of augmented rows, and what brings its batches to the device."""
+        setup, plan, augmentation = self.setup, self.setup.plan, self.recipe.augmentation
+        collate: Callable[[list[Row]], Batch | StoredBatch] = Collator(plan.coding)
+        prepare: Callable[[Any], Batch] = self._bring
+        augmenter: Augmenter | None = Augmenter(augmentation, plan.normalisation, plan.input_size)
+        if setup.augments_on_device:
+            collate, augmenter = collate_stored, None
+            prepare = DeviceCollator(DeviceAugmenter(augmentation, plan.normalisation), plan.coding, self.device)
+        rows = RowDataset(setup.preprocessed, plan.arrays_digest, augmenter)
+        return make_loader(rows, self.sampler, collate, setup.workers, self.device.type == "cuda"), prepare
 
     def make_optimiser(self) -> torch.optim.Optimizer:
         """Adam or AdamW as the recipe says, nothing left to defaults."""
@@ -168,9 +211,9 @@ class Trainer:
             for name, value in losses.items():
                 self.losses[name] += value
             self.step += 1
-            if self._stop_signal is not None:
+            if self._asked_to_stop():
                 self.save_checkpoint()
-            self._stop_if_asked()
+                self._stop()
 
     def train_step(self, batch: Batch) -> dict[str, float]:
         """One step of the optimiser on one batch; with less memory than it needs, in smaller parts.
@@ -180,26 +223,27 @@ class Trainer:
         """
         for group in self.optimiser.param_groups:
             group["lr"] = self.learning_rate()
+        if self.ranks.size > 1:
+            self._seed_step()
         while True:
-            buffers = {name: buffer.clone() for name, buffer in self.network.named_buffers()}
-            before = random_state(self.device)
+            restore = self._remember()
             try:
                 losses = self.accumulate_gradients(batch)
                 break
             except RuntimeError as fault:
                 if not is_out_of_memory(fault):
                     raise
-                for name, buffer in self.network.named_buffers():
-                    buffer.copy_(buffers[name])
-                restore_random_state(before, self.device)
+                self._require_no_other_ranks(fault)
+                restore()
                 self._halve_micro_batch(fault)
-        self._require_finite("loss", losses["loss"], batch)
+        self._require_finite("loss", losses["loss"])
         self.scaler.unscale_(self.optimiser)
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.clip_gradient_norm or math.inf)
         if not self.scaler.is_enabled():  # it skips steps whose gradients are too large for half precision
-            self._require_finite("gradient's norm", float(norm), batch)
+            self._require_finite("gradient's norm", float(norm))
         self.scaler.step(self.optimiser)
         self.scaler.update()
+        self.ranks.average([buffer for buffer in self.network.buffers() if buffer.is_floating_point()])
         if self.average is not None:
             self.average.update(self.network)
         return losses
@@ -211,21 +255,27 @@ class Trainer:
         return learning_rate(self.recipe, step, steps, self.epochs)
 
     def accumulate_gradients(self, batch: Batch) -> dict[str, float]:
-        """Forward and backward over the batch, a micro-batch at a time, each weighed by its rows."""
+        """Forward and backward over the batch, a micro-batch at a time, each weighed by its rows.
+
+        Args:
+            batch: This rank's part of it; losses and gradients are those of the whole.
+        """
         self.optimiser.zero_grad(set_to_none=True)
         sums = torch.zeros(3, device=self.device)
-        for part in batch.split(self.micro_batch):
-            images, targets = part.images, part.targets
-            valid = None if part.valid is None else part.valid.to(self.device, non_blocking=True)
-            images = images.to(self.device, non_blocking=True).contiguous(memory_format=torch.channels_last)
-            targets = targets.to(self.device, non_blocking=True)
-            with autocasting(self.device):
-                logits = self.network(images)
-            losses = bce_dice_loss(logits, targets, valid)
-            share = len(images) / len(batch.images)
-            self.scaler.scale(losses.loss * share).backward()  # type: ignore[no-untyped-call]
+        n_rows = self.recipe.batch_size if self.ranks.size > 1 else len(batch.rows)
+        n_parts = -(-self.ranks.largest_share(n_rows) // self.micro_batch)
+        parts = list(batch.split(-(-len(batch.rows) // n_parts)))  # as many on each rank
+        for i, part in enumerate(parts):
+            images = part.images.contiguous(memory_format=torch.channels_last)
+            share = len(images) / n_rows
+            with self.ranks.exchanging(self.parallel, now=i + 1 == len(parts)):
+                with casting(self.device, self.setup.precision):
+                    logits = self.parallel(images)
+                losses = bce_dice_loss(logits, part.targets, part.valid)
+                # gradients are averaged over the ranks, and are to be added up
+                self.scaler.scale(losses.loss * share * self.ranks.size).backward()  # type: ignore[no-untyped-call]
             sums += torch.stack([part.detach() * share for part in losses])
-        return dict(zip(("loss", "bce", "dice_loss"), sums.tolist(), strict=True))
+        return dict(zip(("loss", "bce", "dice_loss"), self.ranks.sum(sums.tolist()), strict=True))
 
     @torch.inference_mode()
     def validate(self) -> dict[str, float]:
@@ -236,7 +286,7 @@ class Trainer:
         losses: list[float] = []
         dices: list[float] = []
         for batch in self._validation_batches():
-            with autocasting(self.device):
+            with casting(self.device, self.setup.precision):
                 logits = network(batch.images.to(self.device).contiguous(memory_format=torch.channels_last))
             targets = batch.targets.to(self.device)
             valid = None if batch.valid is None else batch.valid.to(self.device)
@@ -244,7 +294,7 @@ class Trainer:
             counted = True if batch.valid is None else batch.valid > 0
             dices += dice_per_image(self.decided(logits) & counted, (batch.targets > 0) & counted).flatten().tolist()
         self.network.train()
-        return {"validation_loss": float(np.mean(losses)), "validation_dice": float(np.mean(dices))}
+        return {"validation_loss": self._mean_over_ranks(losses), "validation_dice": self._mean_over_ranks(dices)}
 
     def decided(self, logits: torch.Tensor) -> torch.Tensor:
         """The maps [B, L, H, W] of the labels that the decision rule gives, boolean, on the CPU."""
@@ -273,7 +323,8 @@ class Trainer:
             row["lr"],
             row["seconds"],
         )
-        self.picture.update(self.metrics, now=self.epoch + 1 == self.epochs)
+        if self.ranks.is_first:
+            self.picture.update(self.metrics, now=self.epoch + 1 == self.epochs)
         self.epoch, self.step, self.seconds = self.epoch + 1, 0, 0.0
         self.losses = dict.fromkeys(self.losses, 0.0)
 
@@ -283,12 +334,26 @@ class Trainer:
         """Take up the checkpoint if there is one."""
         if self.folder.checkpoint.exists():
             self.load(load_checkpoint(self.folder.checkpoint))
-        self.metrics = Metrics(self.folder.metrics_csv, self.epoch)
-        self.logs: list[MetricsLog] = [self.metrics, *self.further_logs()]
-        self.picture = Picture(self.folder.progress_png)
+        self.logs: list[MetricsLog] = []
+        if self.ranks.is_first:
+            self.metrics = Metrics(self.folder.metrics_csv, self.epoch)
+            self.logs = [self.metrics, *self.further_logs()]
+            self.picture = Picture(self.folder.progress_png)
         steps = (self.epochs - self.epoch) * self.sampler.order.steps - self.step
         later = (self.setup.commands_folds - 1) * self.epochs * self.sampler.order.steps
         self.estimate = Estimate(steps + later, self.device.type == "cpu")
+
+    def join_ranks(self) -> None:
+        """Make the network one of several ranks' once a micro-batch is known to fit on each: later none can wait."""
+        if self.ranks.size == 1:
+            return
+        while self.ranks.any(not self._fits()):
+            self._halve_micro_batch(None)
+        some_unused = any(p.grad is None for p in self.network.parameters() if p.requires_grad)
+        self.optimiser.zero_grad(set_to_none=True)
+        if self.device.type == "cuda" and self._rows_at_a_time() < FEWEST_OWN_STATISTICS:
+            nn.SyncBatchNorm.convert_sync_batchnorm(self.network)  # type: ignore[no-untyped-call]  # in place
+        self.parallel = self.ranks.parallel(self.network, self.device, some_unused)
 
     def further_logs(self) -> list[MetricsLog]:
         """The logs beside metrics.csv, each in a folder or file of its name."""
@@ -323,9 +388,17 @@ class Trainer:
                 checkpoint.threads,
                 torch.get_num_threads(),
             )
+        if checkpoint.ranks != self.ranks.size:
+            logger.info(
+                "this training began with %d ranks and goes on with %d: the last digits may differ",
+                checkpoint.ranks,
+                self.ranks.size,
+            )
 
     def save_checkpoint(self) -> None:
         """Write the state after the last step done."""
+        if not self.ranks.is_first:
+            return
         average = self.average
         checkpoint = Checkpoint(
             run=self.setup.run,
@@ -343,23 +416,29 @@ class Trainer:
             random_state=random_state(self.device),
             threads=torch.get_num_threads(),
             micro_batch=self.micro_batch,
+            ranks=self.ranks.size,
         )
         save_checkpoint(checkpoint, self.folder.checkpoint)
 
     def finish(self) -> None:
         """Write the weights that inference reads: the averaged ones where the recipe averages."""
-        save_weights(self.folder.weights, self.result_network().state_dict())
+        if self.ranks.is_first:
+            save_weights(self.folder.weights, self.result_network().state_dict())
 
     def result_network(self) -> nn.Module:
         """The network that is the result of the training so far, in evaluation mode."""
         return self.average.network if self.average is not None else self.network.eval()
+
+    def _prepare(self) -> None:
+        self.build()
+        self.resume_or_start()
 
     # Details --------------------------------------------------------------------------------------------------------
 
     def _timed_batches(self) -> Iterator[Batch]:
         """The batches, with the time from one to the next taken, loading included."""
         start = time.perf_counter()
-        for batch in start_batches(self.loader):
+        for batch in prepared_ahead(start_batches(self.loader), self.prepare_batch, self.device):
             yield batch
             now = time.perf_counter()
             self.seconds += now - start
@@ -368,12 +447,22 @@ class Trainer:
                 self.estimate.tell()
             start = now
 
+    def _bring(self, batch: Batch) -> Batch:
+        return batch.to(self.device)
+
     def _validation_batches(self) -> Iterator[Batch]:
         collate = Collator(self.setup.plan.coding)
         size = min(self.micro_batch, 8)
-        for start in range(0, len(self.validation_rows), size):
-            numbers = self.validation_rows[start : start + size]
+        rows = self.validation_rows[self.ranks.share(len(self.validation_rows))]
+        for start in range(0, len(rows), size):
+            numbers = rows[start : start + size]
             yield collate([self.plain_rows[Sample(row, (0, 0, 0))] for row in numbers])
+
+    def _mean_over_ranks(self, values: Sequence[float]) -> float:
+        if self.ranks.size == 1:
+            return float(np.mean(values))
+        total, count = self.ranks.sum([sum(values), len(values)])
+        return total / count
 
     def _typical_rows(self, name: str) -> list[int]:
         """A few rows of a held-out case, spread evenly, with foreground if it has such."""
@@ -388,7 +477,7 @@ class Trainer:
         seconds = self._hours_to_fix * 3600 / self.setup.commands_folds
         steps = self.sampler.order.steps
         an_epoch = self.estimate.seconds_a_step * steps * (1 + VALIDATION_COST * self._held_out_share())
-        self.epochs = min(self.epochs, max(self.epoch + 1, int(seconds / an_epoch)))
+        self.epochs = int(self.ranks.from_first(min(self.epochs, max(self.epoch + 1, int(seconds / an_epoch)))))
         self._hours_to_fix = None
         self.estimate.steps = self.setup.commands_folds * self.epochs * steps
         logger.info("%g hours allow %d epochs", self.setup.hours, self.epochs)
@@ -398,35 +487,88 @@ class Trainer:
 
     def _ask_to_stop(self, number: int, frame: FrameType | None) -> None:
         if self._stop_signal is not None:
+            if self.ranks.size > 1:
+                return  # a rank that left its step would leave the others waiting in it
             raise KeyboardInterrupt
         self._stop_signal = number
         logger.info("stopping after this step ...")
 
-    def _stop_if_asked(self) -> None:
-        if self._stop_signal is not None:
-            raise Stopped(
-                f"saved after epoch {self.epoch}, step {self.step}: run the same command again to go on"
-                if self.step
-                else f"saved after epoch {self.epoch}: run the same command again to go on"
-            )
+    def _asked_to_stop(self) -> bool:
+        """Whether a signal has reached any of the ranks, or none can any more: all stop after the same step."""
+        return self.ranks.any(self._stop_signal is not None or self.ranks.is_orphan)
 
-    def _require_finite(self, name: str, value: float, batch: Batch) -> None:
+    def _stop(self) -> None:
+        place = f"epoch {self.epoch}, step {self.step}" if self.step else f"epoch {self.epoch}"
+        raise self.ranks.told_once(Stopped(f"saved after {place}: run the same command again to go on"))
+
+    def _require_finite(self, name: str, value: float) -> None:
         if math.isfinite(value):
             return
-        cases = sorted({self.arrays.index.rows[row].case for row in batch.rows})
-        raise TrainingError(
+        rows = [sample.row for sample in self.sampler.order.batch(self.epoch, self.step)]  # of every rank
+        cases = sorted({self.arrays.index.rows[row].case for row in rows})
+        fault = TrainingError(
             f"the {name} is {value} in epoch {self.epoch + 1}, step {self.step + 1}, with the cases "
             f"{', '.join(cases)}: look at these, or begin another run with --name and a lower --lr; the last "
             "checkpoint is kept"
         )
+        raise self.ranks.told_once(fault)
 
-    def _halve_micro_batch(self, fault: RuntimeError) -> None:
-        smaller = [rows for rows in micro_batches(self.recipe.batch_size) if rows < self.micro_batch]
-        if not smaller:
+    def _seed_step(self) -> None:
+        """Give the network of each of several ranks its own random numbers: a function of seed, place and rank."""
+        numbers = np.random.SeedSequence([self.setup.seed, self.epoch, self.step, self.ranks.rank])
+        torch.manual_seed(int(numbers.generate_state(1)[0]))
+
+    def _remember(self) -> Callable[[], None]:
+        """What brings buffers and random state back to what they are now."""
+        buffers = {name: buffer.clone() for name, buffer in self.network.named_buffers()}
+        before = random_state(self.device)
+
+        def restore() -> None:
+            for name, buffer in self.network.named_buffers():
+                buffer.copy_(buffers[name])
+            restore_random_state(before, self.device)
+
+        return restore
+
+    def _fits(self) -> bool:
+        """Whether memory suffices for a micro-batch forward and backward; gradients are left, all else as before."""
+        plan, rows = self.setup.plan, self._rows_at_a_time()
+        images = torch.zeros(rows, plan.channels, *plan.input_size, device=self.device)
+        restore = self._remember()
+        self.network.train()
+        try:
+            with casting(self.device, self.setup.precision):
+                logits = self.network(images.contiguous(memory_format=torch.channels_last))
+            bce_dice_loss(logits, torch.zeros_like(logits)).loss.backward()  # type: ignore[no-untyped-call]
+        except RuntimeError as fault:
+            if not is_out_of_memory(fault):
+                raise
+            return False
+        finally:
+            restore()
+        return True
+
+    def _rows_at_a_time(self) -> int:
+        """The most rows that go through the network at once on any rank."""
+        return min(self.micro_batch, self.ranks.largest_share(self.recipe.batch_size))
+
+    def _require_no_other_ranks(self, fault: RuntimeError) -> None:
+        """Alone a step is repeated in smaller parts; the other ranks are in the middle of theirs."""
+        if self.ranks.size > 1:
             raise TrainingError(
-                f"memory does not suffice for {self.micro_batch} rows on {self.device}: use a smaller --width, "
-                "or close other programs"
+                f"memory ran out on rank {self.ranks.rank} with {self._rows_at_a_time()} rows at a time on "
+                f"{self.device}: run the same command again to go on, or begin anew with --restart and less --memory"
             ) from fault
+
+    def _halve_micro_batch(self, fault: RuntimeError | None) -> None:
+        rows_now = self._rows_at_a_time()
+        smaller = [rows for rows in micro_batches(self.recipe.batch_size) if rows < rows_now]
+        if not smaller:
+            told = TrainingError(
+                f"memory does not suffice for {rows_now} rows on {self.device}: use a smaller --width, "
+                "or close other programs"
+            )
+            raise self.ranks.told_once(told) from fault
         self.micro_batch = smaller[0]
         if self.device.type == "cuda":
             torch.cuda.empty_cache()

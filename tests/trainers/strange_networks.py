@@ -59,10 +59,24 @@ class Greedy(Strange):
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes.")
 
 
+class Modest(Greedy):
+    """Runs out of memory with more than four rows."""
+
+    most_rows = 4
+
+
 class Insatiable(Greedy):
     """Runs out of memory with a single row."""
 
     most_rows = 0
+
+
+class Idle(Strange):
+    """Has a layer that nothing goes through."""
+
+    def __init__(self, channels: int, labels: int, width: int, depth: int) -> None:
+        super().__init__(channels, labels, width, depth)
+        self.idle = nn.Conv2d(channels, channels, 1)
 
 
 class Failing(Strange):

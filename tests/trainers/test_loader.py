@@ -8,11 +8,24 @@ import pytest
 import torch
 
 from iaunet.dataset import IGNORED, MaskCoding
+from iaunet.device import CPU
 from iaunet.errors import PreprocessingError, TrainingError
 from iaunet.loss import bce_dice_loss
-from iaunet.planners.plan import load_plan
+from iaunet.planners.plan import Normalisation, load_plan
+from iaunet.planners.recipes import RECIPES, Augmentation
 from iaunet.trainers.augmentation import Augmenter
-from iaunet.trainers.loader import Batch, Collator, RowDataset, ending_workers, make_loader, start_batches
+from iaunet.trainers.device_augmentation import DeviceAugmenter
+from iaunet.trainers.loader import (
+    Batch,
+    Collator,
+    DeviceCollator,
+    RowDataset,
+    collate_stored,
+    ending_workers,
+    make_loader,
+    prepared_ahead,
+    start_batches,
+)
 from iaunet.trainers.sampling import CaseOrder, EpochSampler, Sample
 from iaunet.workspace import DatasetFolder
 
@@ -35,7 +48,7 @@ def loader_of(folder, workers, augmented=True, made_from=None):
         foreground_rows=1 / 3,
         seed=0,
     )
-    return make_loader(rows, EpochSampler(order), plan.coding, workers, pin_memory=False)
+    return make_loader(rows, EpochSampler(order), Collator(plan.coding), workers, pin_memory=False)
 
 
 def epochs_of(loader, epochs=2):
@@ -70,6 +83,40 @@ def test_batches_hold_rows_and_targets_in_float32(folder):
     np.testing.assert_array_equal(batch.targets[:, 0], arrays.masks[list(batch.rows)] == 1)
 
 
+def test_batches_for_a_device_hold_what_is_stored_and_are_augmented_there_row_by_row(folder):
+    plan = load_plan(folder.plan_json)
+    augmenter = DeviceAugmenter(RECIPES["best"].augmentation, plan.normalisation)
+    rows = RowDataset(folder.preprocessed, plan.arrays_digest, None)
+    samples = [Sample(i, (0, 0, i)) for i in range(4)]
+    stored = collate_stored([rows[sample] for sample in samples])
+    prepare = DeviceCollator(augmenter, plan.coding, CPU)
+
+    [batch] = prepared_ahead([stored], prepare, CPU)
+    [last] = prepared_ahead([collate_stored([rows[samples[3]]])], prepare, CPU)
+
+    assert (stored.images.dtype, stored.masks.dtype) == (torch.float16, torch.uint8)
+    images, masks = augmenter(stored.images, stored.masks, [sample.seed for sample in samples])
+    assert torch.equal(batch.images, images)
+    np.testing.assert_array_equal(batch.targets[:, 0], masks == 1)
+    assert batch.rows == (0, 1, 2, 3)
+    assert batch.valid is None
+    torch.testing.assert_close(last.images, batch.images[3:], rtol=0, atol=1e-4)
+    assert torch.equal(last.targets, batch.targets[3:])
+
+
+def test_a_device_makes_the_targets_that_the_collator_makes():
+    masks = np.random.default_rng(0).choice(np.array([0, 1, 2, 3, IGNORED], np.uint8), (3, 8, 8))
+    rows = [(np.zeros((1, 8, 8), np.float16), mask, Sample(i, (0, 0, i))) for i, mask in enumerate(masks)]
+    coding = values_coding(3, regions=((1, 2, 3), (2, 3)), regions_class_order=(1, 2), ignore=9)
+    nothing = DeviceAugmenter(Augmentation(mirror_probability=0), Normalisation(kind="case"))
+
+    usual, ours = Collator(coding)(rows), DeviceCollator(nothing, coding, CPU)(collate_stored(rows))
+
+    for name in ("images", "targets", "valid"):
+        assert torch.equal(getattr(ours, name), getattr(usual, name))
+    assert ours.rows == usual.rows == (0, 1, 2)
+
+
 def values_coding(n, **fields):
     values = tuple(range(1, n + 1))
     return MaskCoding(kind="values", values=values, written=values, **fields)
@@ -78,7 +125,7 @@ def values_coding(n, **fields):
 def test_each_label_has_a_target_map_of_its_own():
     mask = np.array([[0, 1], [2, 3]], np.uint8)
 
-    batch = Collator(values_coding(3))([(np.zeros((3, 2, 2), np.float32), mask, 7)])
+    batch = Collator(values_coding(3))([(np.zeros((3, 2, 2), np.float32), mask, Sample(7, (0, 0, 0)))])
 
     np.testing.assert_array_equal(batch.targets[0], [mask == 1, mask == 2, mask == 3])
     assert batch.rows == (7,)
@@ -89,7 +136,7 @@ def test_each_region_has_a_target_map_of_all_its_labels():
     mask = np.array([[0, 1], [2, 3]], np.uint8)
     coding = values_coding(3, regions=((1, 2, 3), (2, 3), (3,)), regions_class_order=(1, 2, 3))
 
-    batch = Collator(coding)([(np.zeros((1, 2, 2), np.float32), mask, 0)])
+    batch = Collator(coding)([(np.zeros((1, 2, 2), np.float32), mask, Sample(0, (0, 0, 0)))])
 
     np.testing.assert_array_equal(batch.targets[0], [mask >= 1, mask >= 2, mask == 3])
 
@@ -99,7 +146,9 @@ def ignoring_batch():
     rng = np.random.default_rng(0)
     masks = rng.choice(np.array([0, 1, 2, IGNORED], np.uint8), (3, 32, 32))
     masks[2] = IGNORED
-    rows = [(rng.normal(size=(1, 32, 32)).astype(np.float32), mask, i) for i, mask in enumerate(masks)]
+    rows = [
+        (rng.normal(size=(1, 32, 32)).astype(np.float32), mask, Sample(i, (0, 0, i))) for i, mask in enumerate(masks)
+    ]
     return Collator(values_coding(2, ignore=9))(rows), masks
 
 

@@ -107,6 +107,33 @@ def test_a_training_with_a_loading_process_is_equal_to_one_without(setup):
     assert_same_result(setup, with_worker)
 
 
+@pytest.mark.parametrize("means", [{"augments_on_device": True}, {"precision": torch.bfloat16}], ids=str)
+def test_a_training_by_other_means_is_equal_to_itself_stopped_and_resumed(setup, means):
+    plain = elsewhere(setup, "plain")
+    setup = dataclasses.replace(setup, **means)
+    stopped = elsewhere(setup, "stopped")
+    fit(plain)
+    fit(setup)
+    with pytest.raises(Stopped):
+        fit(stopped, stopping_at(1, 1))
+    fit(stopped)
+
+    assert_same_result(setup, stopped)
+    losses, usual = ([float(row["loss"]) for row in rows_of(one)] for one in (setup, plain))
+    assert losses != usual
+    assert losses == pytest.approx(usual, rel=0.2)
+
+
+@pytest.mark.slow
+def test_a_training_augmented_on_the_device_is_equal_with_a_loading_process(setup):
+    setup = dataclasses.replace(setup, augments_on_device=True)
+    with_worker = dataclasses.replace(elsewhere(setup, "with worker"), workers=1)
+    fit(setup)
+    fit(with_worker)
+
+    assert_same_result(setup, with_worker)
+
+
 def test_the_result_is_the_average_of_the_last_epoch_and_not_the_raw_weights(setup):
     trainer = fit(setup)
     written = load_file(setup.folder.weights)

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from iaunet.device import training_precision
 from iaunet.inference.predictor import Predictor
 from iaunet.inference.runs import Run
 from iaunet.inference.scores import read_scores, summarise_scores
@@ -168,7 +169,22 @@ def test_the_record_holds_what_the_run_was_made_from_and_with(train_toy, workspa
     assert record.overrides == {"epochs": 1, "lr": 0.01, "batch_size": 6, "width": 5}
     assert (record.seed, record.micro_batch, record.split, record.threads) == (3, 6, "random", torch.get_num_threads())
     assert record.versions["torch"]
-    assert record.device.startswith("cpu")
+    precision = training_precision(torch.device("cpu"))
+    products = "" if precision is None else ", products in bfloat16"
+    assert record.device == f"cpu ({torch.get_num_threads()} threads){products}"
+
+
+def test_a_fold_that_is_trained_by_other_means_than_the_run_began_with_says_so(train_toy, workspace, capsys):
+    train_toy("0", "--epochs", "1")
+    run = run_of(workspace)
+    run.write_record(dataclasses.replace(run.record, device="cuda (a card), products in float16"))
+    capsys.readouterr()
+
+    train_toy("1", "--epochs", "1")
+
+    told = capsys.readouterr().out
+    assert "this run began on cuda (a card), products in float16, this fold is trained on cpu" in told
+    assert "numbers may differ" in told
 
 
 def test_a_finished_fold_is_left_as_it_is(trained, capsys):
@@ -472,7 +488,7 @@ def test_a_restart_that_cannot_be_leaves_the_old_run_in_its_place(trained, capsy
     assert main(["toy", "0", "--workspace", str(trained), "--restart", *options]) == 2
 
     assert contents(run_of(trained).root) == before
-    assert [run.name for run in run_of(trained).root.parent.iterdir()] == [RUN]
+    assert [path.name for path in run_of(trained).root.parent.iterdir() if path.is_dir()] == [RUN]
 
 
 @pytest.mark.parametrize("options", [(), ("--restart",)])
