@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+from collections import defaultdict
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,6 +18,7 @@ from iaunet.planners.duplicates import Groups, exact_duplicates, near_duplicates
 from iaunet.planners.histogram import Histogram, Intensity
 from iaunet.planners.mask_values import judge_masks
 from iaunet.planners.measures import LabelMeasures, Measurement, MeasureTask, measure_case
+from iaunet.planners.pictures import KeptPictures
 from iaunet.planners.suspicions import ALL_MASKS, find_suspicions
 from iaunet.records import to_json
 from iaunet.resample import Size
@@ -30,6 +32,9 @@ INPUT_SIZE: Size = (256, 256)
 
 MOST_WIDTHS = 200
 """The local width is measured on at most this many cases, spread evenly."""
+
+UNITED_AT_ONCE = 32
+"""Histograms that are added up together, which takes little longer than adding one."""
 
 LARGEST_NEAR_SHARE = 0.1
 """A group of near duplicates that holds more of the cases is a look they share, not one image repeated."""
@@ -189,6 +194,7 @@ def fingerprint_dataset(
     skip_faulty: bool = False,
     slicing: Slicing = DEFAULT_SLICING,
     given: MaskCoding | None = None,
+    pictures: KeptPictures | None = None,
 ) -> Reading:
     """Measure all cases of a dataset, each file decoded once.
 
@@ -199,12 +205,13 @@ def fingerprint_dataset(
         skip_faulty: Go on with the other cases where some have faults.
         slicing: How volumes are cut and pages understood.
         given: How mask values stand for labels, where the dataset says so; None to judge it by the masks.
+        pictures: Keeps what was decoded, if preprocessing is to follow.
 
     Returns:
         All faults and notes together. ``faulty`` names the cases that have a fault. There is no fingerprint if there
         are such cases and they are not to be skipped, or if the masks taken together cannot be read.
     """
-    tasks = _tasks(root, cases, slicing, given)
+    tasks = _tasks(root, cases, slicing, given, pictures)
     pixels, foreground = _Totals(), _Totals()
     measurements = []
     for measured in _measure(tasks, workers):
@@ -220,7 +227,7 @@ def fingerprint_dataset(
     def without(others: frozenset[str]) -> Reading:
         """As if these cases had never been there: the sums and the coding hold what is spoiled by now."""
         left = [case for case in cases if case.name not in others]
-        again = fingerprint_dataset(root, left, workers, skip_faulty, slicing, given)
+        again = fingerprint_dataset(root, left, workers, skip_faulty, slicing, given, pictures)
         return dataclasses.replace(
             again, problems=tuple(dict.fromkeys((*problems, *again.problems))), faulty=others | again.faulty
         )
@@ -271,22 +278,29 @@ class _Totals:
     """
 
     def __init__(self) -> None:
-        self._sums: dict[tuple[Hashable, int], tuple[Histogram, ...]] = {}
+        self._parts: dict[tuple[Hashable, int], list[tuple[Histogram, ...]]] = defaultdict(list)
 
     def add(self, key: Hashable, planes: tuple[Histogram, ...]) -> None:
         """Add an image's histograms, one a channel."""
-        before = self._sums.get((key, len(planes)))
-        sums = map(Histogram.union, zip(before, planes, strict=True)) if before else planes
-        self._sums[key, len(planes)] = tuple(sums)
+        parts = self._parts[key, len(planes)]
+        parts.append(planes)
+        if len(parts) >= UNITED_AT_ONCE:
+            parts[:] = [tuple(map(Histogram.union, zip(*parts, strict=True)))]
+
+    def _sum(self, key: Hashable, channels: int) -> tuple[Histogram, ...]:
+        parts = self._parts.get((key, channels), [])
+        return tuple(map(Histogram.union, zip(*parts, strict=True)))
 
     def intensity(self, key: Hashable, channels: int) -> tuple[Intensity, ...]:
         """The statistics of each channel."""
-        grey, colour = self._sums.get((key, 1), ()), self._sums.get((key, channels), ())
+        grey, colour = self._sum(key, 1), self._sum(key, channels)
         parts = [[*grey, *([colour[i]] if channels > 1 and colour else [])] for i in range(channels)]
         return tuple(Intensity.of(Histogram.union(part)) for part in parts)
 
 
-def _tasks(root: Path, cases: Sequence[Case], slicing: Slicing, coding: MaskCoding | None) -> list[MeasureTask]:
+def _tasks(
+    root: Path, cases: Sequence[Case], slicing: Slicing, coding: MaskCoding | None, pictures: KeptPictures | None
+) -> list[MeasureTask]:
     stride = -(-len(cases) // MOST_WIDTHS)
     return [
         MeasureTask(
@@ -299,6 +313,7 @@ def _tasks(root: Path, cases: Sequence[Case], slicing: Slicing, coding: MaskCodi
             with_width=i % stride == 0,
             slicing=slicing,
             coding=coding,
+            pictures=pictures,
         )
         for i, case in enumerate(cases)
     ]

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 _KEPT_MANTISSA = np.uint32(0xFFFFE000)
 """Float values are counted with ten bits of mantissa, three significant digits, so that counts stay few; subnormal
@@ -25,7 +26,7 @@ class Histogram:
         """Count the values of any array of uint8, uint16, int32 or float32."""
         flat = pixels.ravel()
         if flat.dtype in (np.uint8, np.uint16):
-            counts = np.bincount(flat.astype(np.intp))
+            counts = _count_bytes(flat.view(np.uint8)) if flat.itemsize == 1 else np.bincount(flat.astype(np.intp))
             values = np.flatnonzero(counts)
             return cls(values.astype(np.float64), counts[values])
         if flat.dtype == np.float32:
@@ -57,12 +58,21 @@ class Histogram:
             return float("nan")
         return float(np.sqrt((self.values - self.mean()) ** 2 @ self.counts / self.total))
 
-    def percentile(self, percent: float) -> float:
-        """The smallest value that at least ``percent`` of the pixels do not exceed."""
-        if not self.total:
-            return float("nan")
-        rank = np.searchsorted(np.cumsum(self.counts), percent / 100 * self.total)
-        return float(self.values[min(int(rank), len(self.values) - 1)])
+    def percentiles(self, percents: Sequence[float]) -> list[float]:
+        """The smallest values that at least each ``percents`` of the pixels do not exceed, nan of nothing."""
+        total = self.total
+        if not total:
+            return [float("nan")] * len(percents)
+        ranks = np.searchsorted(np.cumsum(self.counts), [percent / 100 * total for percent in percents])
+        found: list[float] = self.values[np.minimum(ranks, len(self.values) - 1)].tolist()
+        return found
+
+
+def _count_bytes(values: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """How often each of 0 to 255 occurs among values [n]; Pillow counts twice as fast as numpy."""
+    if not len(values):
+        return np.zeros(256, np.int64)
+    return np.array(Image.frombuffer("L", (len(values), 1), values, "raw", "L", 0, 1).histogram(), np.int64)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +86,6 @@ class Intensity:
     @classmethod
     def of(cls, histogram: Histogram) -> "Intensity":
         """The statistics of counted pixels, nan where there are none; rounded to six digits."""
-        numbers = (histogram.mean(), histogram.sd(), *map(histogram.percentile, PERCENTS))
+        numbers = (histogram.mean(), histogram.sd(), *histogram.percentiles(PERCENTS))
         mean, sd, *percentiles = (float(f"{number:.6g}") for number in numbers)
         return cls(mean=mean, sd=sd, percentiles=tuple(percentiles))

@@ -1,7 +1,7 @@
 """What is measured on one case: everything the fingerprint needs, from one decoding of each file."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -13,8 +13,9 @@ from scipy import ndimage
 from iaunet.dataset import BINARY_CUT, DEFAULT_SLICING, IGNORED, MaskCoding, Problem, Slicing
 from iaunet.errors import FileError
 from iaunet.planners.histogram import Histogram, Intensity
+from iaunet.planners.pictures import KeptPictures
 from iaunet.planners.suspicions import CaseShapes, measure_shape
-from iaunet.resample import Size, ceiling_dice, resize_image
+from iaunet.resample import Size, ceiling_dice, resize_image, resize_mask, restored_dice
 from iaunet.stacks import Stack, read_mask_stack, read_stack
 
 MOST_MASK_VALUES = 32
@@ -43,6 +44,7 @@ class MeasureTask:
 
     ``coding`` is how to read its mask, None before all masks were judged: then the mask's own values decide.
     ``input_size`` is the (height, width) the ceiling is taken for. ``with_width`` asks for the local width.
+    ``pictures`` keeps what was decoded, where that can be used.
     """
 
     case: str
@@ -54,6 +56,7 @@ class MeasureTask:
     with_width: bool
     slicing: Slicing = DEFAULT_SLICING
     coding: MaskCoding | None = None
+    pictures: KeptPictures | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +132,15 @@ def measure_case(task: MeasureTask) -> Measurement:
     raw = np.zeros(stack.shape, np.uint8) if mask is None else mask.values
     values = count_values(raw)
     read_as, labelled = _label_map(raw, values, task.coding)
+    occurring = [value for value in (values if labelled is raw else count_values(labelled)) if value > 0]
     foreground = (labelled > 0) & ((labelled != IGNORED) if task.coding else True)
+    present = [value for value in occurring if task.coding is None or value != IGNORED][:IGNORED]
+    compact = _number(labelled, present)
+    small = [resize_mask(slice_map, task.input_size) for slice_map in compact]
+    if task.pictures is not None and labelled is raw and _can_be_kept(stack, raw):
+        picture = resize_image(stack.pixels[:, 0], task.input_size).astype(np.uint8)
+        raw_values = np.array([0, *present], np.uint8)[small[0]]
+        task.pictures.keep(stack.sha256, mask.sha256 if mask else None, picture, raw_values)
     histograms = tuple(Histogram.of(plane) for plane in stack.pixels)
     foreground_histograms = tuple(Histogram.of(plane[foreground]) for plane in stack.pixels)
     return Measurement(
@@ -148,17 +159,33 @@ def measure_case(task: MeasureTask) -> Measurement:
         mask_values=values,
         read_as=read_as,
         instances=_count_instances(raw, values),
-        labels=_measure_labels(np.where(foreground, labelled, 0), task.input_size),
+        labels=_measure_labels(compact, small, present),
         local_width=local_width(_fullest(foreground)) if task.with_width and foreground.any() else None,
-        shapes=_measure_shapes(task, stack, labelled, values) if task.mask_file else (),
+        shapes=_measure_shapes(task, stack, labelled, occurring, values) if task.mask_file else (),
     )
 
 
+def _can_be_kept(stack: Stack, mask: NDArray[np.integer]) -> bool:
+    """Whether it is one picture, and both it and its mask have eight bits."""
+    return stack.shape[0] == 1 and stack.pixels.dtype == np.uint8 and mask.dtype == np.uint8
+
+
+def _number(labelled: NDArray[np.integer], present: Sequence[int]) -> NDArray[np.uint8]:
+    """1, 2, ... where the values are, else 0."""
+    compact = np.zeros(labelled.shape, np.uint8)
+    for index, value in enumerate(present, start=1):
+        np.copyto(compact, np.uint8(index), where=labelled == value)
+    return compact
+
+
 def _measure_shapes(
-    task: MeasureTask, stack: Stack, labelled: NDArray[np.integer], values: Mapping[int, int]
+    task: MeasureTask,
+    stack: Stack,
+    labelled: NDArray[np.integer],
+    labels: Sequence[int],
+    values: Mapping[int, int],
 ) -> tuple[CaseShapes, ...]:
     """The shapes of the labels in evenly spread slices that have any; none of images too large to be quick."""
-    labels = [value for value in count_values(labelled) if value > 0]
     if len(labels) > MOST_SHAPES or stack.shape[1] * stack.shape[2] > LARGEST_FOR_SHAPES:
         return ()
     full = np.flatnonzero((labelled > 0).any(axis=(1, 2)))
@@ -184,7 +211,11 @@ def _fullest(foreground: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 
 def count_values(mask: NDArray[np.integer]) -> dict[int, int]:
-    """How often each value occurs in a mask."""
+    """How often each value occurs in a mask, by rising values."""
+    largest = int(mask.max())
+    ends = {value: int(np.count_nonzero(mask == value)) for value in sorted({0, largest})}
+    if sum(ends.values()) == mask.size:  # as in most masks, and several times faster
+        return {value: number for value, number in ends.items() if number}
     if mask.dtype in (np.uint8, np.uint16):
         counts = np.bincount(mask.ravel().astype(np.intp))
         return {int(value): int(counts[value]) for value in np.flatnonzero(counts)}
@@ -221,28 +252,28 @@ def _label_map(
     return "values", mask
 
 
-def _measure_labels(labelled: NDArray[np.integer], input_size: Size) -> dict[int, LabelMeasures]:
-    """The measures of each value above 0."""
-    present = [value for value in count_values(labelled) if value > 0]
+def _measure_labels(
+    compact: NDArray[np.uint8], small: Sequence[NDArray[np.uint8]], present: Sequence[int]
+) -> dict[int, LabelMeasures]:
+    """The measures of each value above 0, numbered in ``compact``; ``small`` are its slices at the input's size."""
     if not present:
         return {}
-    compact = np.zeros(labelled.shape, np.uint8)
-    for index, value in enumerate(present[:IGNORED], start=1):
-        compact[labelled == value] = index
-    labels = range(1, len(present[:IGNORED]) + 1)
-    ceilings = ceiling_dice(compact, input_size, labels)
+    labels = range(1, len(present) + 1)
+    ceilings = restored_dice(compact, small, labels)
     tiles: list[dict[int, float]] = []
     if min(ceilings.values()) < HIGH_CEILING:
-        height, width = labelled.shape[1:]
+        height, width = compact.shape[1:]
         sizes = [(max(1, round(height * scale)), max(1, round(width * scale))) for scale in TILE_SCALES]
         tiles = [ceiling_dice(compact, size, labels) for size in sizes]
+    boxes = ndimage.find_objects(compact)
     measures = {}
-    for index, value in zip(labels, present, strict=False):
-        components, _ = ndimage.label(compact == index, structure=np.ones((3, 3, 3)))
+    for index, value in zip(labels, present, strict=True):
+        box = boxes[index - 1]
+        components, _ = ndimage.label(compact[box] == index, structure=np.ones((3, 3, 3)))
         areas = np.bincount(components.ravel())[1:]
         measures[value] = LabelMeasures(
-            share=float(areas.sum() / labelled.size),
-            diameters=tuple(round(float(diameter), 2) for diameter in _diameters(areas, labelled.shape[0] > 1)),
+            share=float(areas.sum() / compact.size),
+            diameters=tuple(round(float(diameter), 2) for diameter in _diameters(areas, len(compact) > 1)),
             ceiling=ceilings[index],
             tile_ceilings=tuple(ceiling[index] for ceiling in tiles),
         )

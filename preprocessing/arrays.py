@@ -21,11 +21,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from iaunet.errors import FileError, PreprocessingError, WorkspaceError
-from iaunet.files import read_mask, write_png
+from iaunet.files import read_mask, save_png
 from iaunet.preprocessing.cases import CaseInput, Place
 from iaunet.preprocessing.geometry import Geometry
 from iaunet.records import load_record, to_json
-from iaunet.storage import TEMPORARY_SUFFIX, make_folder, naming_disk_faults, sync_folder, write_json
+from iaunet.storage import make_folder, naming_disk_faults, sync_files, sync_folder, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -148,8 +148,13 @@ class Arrays:
 
 
 def write_truth(folder: Path, name: str, labels: NDArray[np.uint8]) -> None:
-    """Keep the true mask [slices, H, W] of a case: a PNG with the slices below each other."""
-    write_png(truth_path(folder, name), labels.reshape(-1, labels.shape[-1]))
+    """Keep the true mask [slices, H, W] of a case: a PNG with the slices below each other.
+
+    It counts once its rows are marked as done, which brings it to the disk.
+    """
+    path = truth_path(folder, name)
+    make_folder(path.parent)
+    save_png(path, labels.reshape(-1, labels.shape[-1]))
 
 
 def truth_path(folder: Path, case: str) -> Path:
@@ -216,17 +221,23 @@ class PartialArrays:
         return np.flatnonzero(np.load(self.folder / DONE) == 0).tolist()
 
     def mark_done(self, rows: Mapping[int, bool]) -> None:
-        """Count rows as filled, with or without foreground; their data must be synced."""
-        offset = _data_offset(self.folder / DONE)
+        """Bring rows to the disk, with the true masks of their cases, and count them as filled.
+
+        Args:
+            rows: What was written whole, with or without foreground.
+        """
+        if not rows:
+            return
+        truths = {truth_path(self.folder, self.index.rows[row].case) for row in rows}
         with naming_disk_faults(self.folder), (self.folder / DONE).open("rb+") as file:
+            sync_files([self.folder / IMAGES, self.folder / MASKS, *sorted(truths)])
+            offset = _data_offset(self.folder / DONE)
             for row, foreground in rows.items():
                 file.seek(offset + row)
                 file.write(bytes([WITH_FOREGROUND if foreground else WITHOUT_FOREGROUND]))
 
     def finish(self) -> None:
         """Put the whole folder in the place of the final one."""
-        for half_written in (self.folder / TRUTH).rglob(f".*{TEMPORARY_SUFFIX}"):
-            half_written.unlink()
         old = _old(self.target)
         _remove_folder(old)
         if self.target.exists():
@@ -258,7 +269,6 @@ class PartialArrays:
                 for row, there in zip(case.rows, before.rows, strict=True):
                     writer.write(row, old.images[there], old.masks[there])
                     kept[row] = bool(old.foreground[there])
-            writer.sync()
         self.mark_done(kept)
 
     def _can_be_continued(self) -> bool:
@@ -327,14 +337,8 @@ class RowWriter:
 
     def write(self, row: int, image: NDArray[np.floating], mask: NDArray[np.uint8]) -> None:
         """Write the input [C, H, W] (stored as float16) and the mask [H, W] of a row."""
-        _write_at(self._images, self._image_offset + row * self._image_bytes, image.astype(np.float16))
+        _write_at(self._images, self._image_offset + row * self._image_bytes, image.astype(np.float16, copy=False))
         _write_at(self._masks, self._mask_offset + row * self._mask_bytes, mask)
-
-    def sync(self) -> None:
-        """Bring what was written to the disk."""
-        for file in (self._images, self._masks):
-            file.flush()
-            os.fsync(file.fileno())
 
 
 def _write_at(file: BinaryIO, offset: int, array: NDArray[np.generic]) -> None:

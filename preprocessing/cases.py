@@ -55,6 +55,19 @@ def place_rows(shape: tuple[int, int, int], spacing_mm: tuple[float, float, floa
     return [Place(slice=i, geometry=geometry) for i in range(slices) for geometry in geometries]
 
 
+def prepare_resized(picture: NDArray[np.uint8], plan: Plan) -> NDArray[np.float16]:
+    """Make the network's input of a picture resized to it, as `prepare_case` does up to float16.
+
+    Args:
+        picture: [C, *input_size], with the plan's channels.
+        plan: Normalises by the dataset.
+    """
+    every_value = np.broadcast_to(np.arange(256, dtype=np.float32), (len(picture), 1, 256))
+    normalised = Normaliser.of(plan.normalisation, picture).apply(every_value)
+    table = normalised.clip(-LARGEST_INTENSITY, LARGEST_INTENSITY).astype(np.float16)
+    return np.stack([values[0].take(plane) for values, plane in zip(table, picture, strict=True)])
+
+
 def prepare_case(stack: Stack, plan: Plan) -> CaseInput:
     """Make the network's inputs of a case.
 
@@ -79,6 +92,6 @@ def prepare_case(stack: Stack, plan: Plan) -> CaseInput:
     def make(row: int) -> NDArray[np.float32]:
         geometry = places[row].geometry
         content = normaliser.apply(geometry.resize_image(pixels[:, places[row].slice]))
-        return geometry.pad(content.clip(-LARGEST_INTENSITY, LARGEST_INTENSITY))
+        return geometry.pad(np.clip(content, -LARGEST_INTENSITY, LARGEST_INTENSITY, out=content))
 
     return CaseInput(stack.shape, places, make)

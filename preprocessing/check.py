@@ -26,9 +26,10 @@ from iaunet.preprocessing.check_pictures import (
     FileTask,
     Picture,
     Role,
+    RowTask,
     Window,
     draw_files,
-    draw_row,
+    draw_rows,
 )
 from iaunet.preprocessing.held_out import TEST_SET
 from iaunet.records import to_json
@@ -235,11 +236,16 @@ class _Gallery:
     def _add_rows(self, arrays: Arrays, rows: Mapping[str, Sequence[int]]) -> None:
         chosen = {name: _best_row(arrays, several) for name, several in rows.items()}
         window = Window.of([arrays.images[row] for row in chosen.values()])
-        for name, row in chosen.items():
-            mask = np.asarray(arrays.masks[row])
-            self._pictures[name] = (draw_row(arrays.images[row], mask, window, f"{name} as the network gets it"),)
-            self._places[name] = _say_place(arrays, row, rows[name])
-            self.has_ignored |= bool((mask == IGNORED).any())
+        tasks = [
+            RowTask(
+                np.asarray(arrays.images[row]), np.asarray(arrays.masks[row]), window, f"{name} as the network gets it"
+            )
+            for name, row in chosen.items()
+        ]
+        pictures = draw_rows(tasks, self._workers)
+        self._pictures |= {name: (picture,) for name, picture in zip(chosen, pictures, strict=True)}
+        self._places |= {name: _say_place(arrays, row, rows[name]) for name, row in chosen.items()}
+        self.has_ignored |= any(bool((task.mask == IGNORED).any()) for task in tasks)
 
     def _add_files(self, names: Sequence[str]) -> None:
         cases = {case.name: case for case in self._dataset.cases}

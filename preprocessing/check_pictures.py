@@ -91,20 +91,32 @@ class Window:
         return np.asarray(np.rint(share.clip(0, 1) * 255), np.uint8)
 
 
-def draw_row(image: NDArray[np.generic], mask: NDArray[np.uint8], window: Window, alt: str) -> Picture:
-    """Show what the network gets.
+@dataclass(frozen=True, eq=False)
+class RowTask:
+    """What the network gets, to be shown.
 
-    Args:
-        image: [C, H, W]. Three channels are shown in colour, others side by side in grey.
-        mask: Labels [H, W]; `IGNORED` is hatched, the others have a contour each.
-        window: Which intensities are black and white.
-        alt: The alternative text.
+    ``image`` is [C, H, W]: three channels are shown in colour, others side by side in grey. ``mask`` holds labels
+    [H, W]: `IGNORED` is hatched, the others have a contour each. ``window`` says which intensities are black and white.
     """
-    shown = _arrange(window.apply(image))
-    masks = np.tile(mask, (1, shown.shape[1] // mask.shape[1]))
+
+    image: NDArray[np.generic]
+    mask: NDArray[np.uint8]
+    window: Window
+    alt: str
+
+
+def draw_rows(tasks: Sequence[RowTask], workers: int) -> list[Picture]:
+    """Show rows, drawn in up to ``workers`` processes."""
+    return [*map_in_processes(draw_row, tasks, workers)]
+
+
+def draw_row(task: RowTask) -> Picture:
+    """Show a row."""
+    shown = _arrange(task.window.apply(task.image))
+    masks = np.tile(task.mask, (1, shown.shape[1] // task.mask.shape[1]))
     picture = _shrink(Image.fromarray(shown), ROW_SIDE)
-    contours = _contours(masks) if mask.any() else ""
-    return Picture(alt=alt, source=_jpeg(picture), contours=contours, size=(picture.height, picture.width))
+    contours = _contours(masks) if task.mask.any() else ""
+    return Picture(alt=task.alt, source=_jpeg(picture), contours=contours, size=(picture.height, picture.width))
 
 
 def draw_files(tasks: Sequence[FileTask], workers: int) -> dict[FileTask, Picture]:
@@ -167,15 +179,25 @@ def _contours(mask: NDArray[np.uint8]) -> str:
     factor = max(1, CONTOUR_SIDE // max(mask.shape))
     labels = mask.repeat(factor, axis=0).repeat(factor, axis=1)
     drawn = np.zeros_like(labels)
-    diagonals = np.add.outer(np.arange(labels.shape[0]), np.arange(labels.shape[1]))
-    drawn[(labels == IGNORED) & (diagonals % HATCH_PERIOD < HATCH_LINE)] = IGNORED
-    found = [int(label) for label in np.unique(mask) if label not in (0, IGNORED)]
+    found = [label for label in np.flatnonzero(np.bincount(mask.ravel())).tolist() if label]
+    if IGNORED in found:
+        diagonals = np.add.outer(np.arange(labels.shape[0]), np.arange(labels.shape[1]))
+        drawn[(labels == IGNORED) & (diagonals % HATCH_PERIOD < HATCH_LINE)] = IGNORED
+        found.remove(IGNORED)
     for label in found:
-        drawn[find_contour(labels == label, CONTOUR_THICKNESS)] = label
+        around = _around(labels == label)
+        drawn[around][find_contour(labels[around] == label, CONTOUR_THICKNESS)] = label
     picture = Image.fromarray(drawn).convert("P")
     colours = [(0, 0, 0), *map(label_colour, range(1, IGNORED)), IGNORED_COLOUR]
     picture.putpalette([value for colour in colours for value in colour])
     return _png(picture, transparency=0)
+
+
+def _around(shape: NDArray[np.bool_]) -> tuple[slice, slice]:
+    """The box of a shape with room for its contour."""
+    rows, columns = (np.flatnonzero(shape.any(axis=axis)) for axis in (1, 0))
+    room = CONTOUR_THICKNESS + 1
+    return tuple(slice(max(0, line[0] - room), line[-1] + 1 + room) for line in (rows, columns))  # type: ignore[return-value]
 
 
 def _shrink(picture: Image.Image, side: int) -> Image.Image:

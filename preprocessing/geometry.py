@@ -110,6 +110,8 @@ class Geometry:
             ValueError: ``content`` has another size than the content box.
         """
         _check_size(content, self.content[2:])
+        if self.content[2:] == self.input_size:
+            return content
         return np.pad(content, ((0, 0), *self._margins), constant_values=fill)
 
     def mask_to_input(self, mask: NDArray[np.uint8]) -> NDArray[np.uint8]:

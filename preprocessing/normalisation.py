@@ -44,7 +44,9 @@ class Normaliser:
         """Normalise [C, h, w] of any size; the argument stays as it is."""
         if self.low is not None:
             image = image.clip(self.low, self.high)
-        return (image - self.mean) / self.sd
+        normalised = image - self.mean
+        normalised /= self.sd  # in its place, as `prepare_case` clips it: new memory costs more than the numbers
+        return normalised
 
 
 def _sampled(image: NDArray[np.generic]) -> NDArray[np.generic]:

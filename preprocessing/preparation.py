@@ -16,6 +16,7 @@ from iaunet.errors import DatasetError, IaunetError, PlanError, WorkspaceError
 from iaunet.grouping import Grouping, resolve_groups
 from iaunet.planners.fingerprint import Fingerprint, Reading, fingerprint_dataset
 from iaunet.planners.folds import Splits, load_splits, save_splits
+from iaunet.planners.pictures import KeptPictures, keeping_pictures
 from iaunet.planners.plan import Plan, decisions, load_plan, save_plan
 from iaunet.planners.planner import AutoPlanner, find_planner, plan_dataset
 from iaunet.planners.suspicions import ALL_MASKS
@@ -26,11 +27,15 @@ from iaunet.preprocessing.layout import Layout, understand
 from iaunet.preprocessing.preprocess import preprocess
 from iaunet.records import differences, load_record, to_json
 from iaunet.storage import remove_leftovers, write_json, write_text
+from iaunet.workers import keeping_processes
 from iaunet.workspace import DatasetFolder, Workspace, is_dataset_name, is_path, locked, open_workspace
 
 logger = logging.getLogger(__name__)
 
 MOST_PROBLEMS_SHOWN = 20
+
+PICTURES = "pictures.partial"
+"""The folder of what measuring keeps for preprocessing, while both run."""
 
 UNKNOWN_CODING = MaskCoding(kind="binary", values=(), written=(255,))
 """Stands for the coding of masks that could not be understood."""
@@ -145,12 +150,18 @@ def prepare_dataset(folder: DatasetFolder, source: Source, wish: Preparation) ->
             the disk is full.
     """
     require_folder(Path(source.root))  # first, or a mistyped path would leave an empty folder in the workspace
-    with locked(folder.root, "preparing the data set"):
+    with (
+        locked(folder.root, "preparing the data set"),
+        keeping_pictures(folder.root / PICTURES) as kept,
+        keeping_processes(),
+    ):
         remove_leftovers(folder.root)
         layout = understand(source, folder.masks)
         logger.info("%s: %s", folder.name, layout.understood)
+        is_first = not (wish.verify_only or wish.dry_run or folder.preprocessed.exists())
+        pictures = kept.if_there_is_room(len(layout.cases)) if is_first else None
         reading = fingerprint_dataset(
-            Path(source.root), layout.cases, wish.workers, source.skip_faulty, layout.slicing, layout.coding
+            Path(source.root), layout.cases, wish.workers, source.skip_faulty, layout.slicing, layout.coding, pictures
         )
         dataset = _make_dataset(folder.name, source, layout, reading)
         problems = [*layout.problems, *reading.problems]
@@ -170,7 +181,7 @@ def prepare_dataset(folder: DatasetFolder, source: Source, wish: Preparation) ->
             logger.info("%d cases are used, those with faults are left out", len(dataset.cases))
         prepared = Prepared(folder, dataset, reading.fingerprint, held_out=held_out)
         if not wish.verify_only:
-            prepared = _plan_and_preprocess(prepared, reading.fingerprint, wish)
+            prepared = _plan_and_preprocess(prepared, reading.fingerprint, wish, pictures)
         page.write(reading.fingerprint, prepared)
         return prepared
 
@@ -224,7 +235,9 @@ class _Page:
         )
 
 
-def _plan_and_preprocess(prepared: Prepared, fingerprint: Fingerprint, wish: Preparation) -> Prepared:
+def _plan_and_preprocess(
+    prepared: Prepared, fingerprint: Fingerprint, wish: Preparation, pictures: KeptPictures | None
+) -> Prepared:
     folder, dataset, source = prepared.folder, prepared.dataset, prepared.dataset.source
     plan, splits = plan_dataset(
         dataset,
@@ -253,7 +266,7 @@ def _plan_and_preprocess(prepared: Prepared, fingerprint: Fingerprint, wish: Pre
         write_json(folder.held_out_json, to_json(prepared.held_out))
     else:
         folder.held_out_json.unlink(missing_ok=True)
-    index = preprocess(dataset, fingerprint, plan, folder.preprocessed, wish.workers)
+    index = preprocess(dataset, fingerprint, plan, folder.preprocessed, wish.workers, pictures)
     return dataclasses.replace(prepared, index=index)
 
 

@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from iaunet.dataset import IGNORED, Dataset
 from iaunet.errors import FileError, PreprocessingError
 from iaunet.planners.fingerprint import Fingerprint
+from iaunet.planners.pictures import KeptPictures
 from iaunet.planners.plan import Plan
 from iaunet.preprocessing.arrays import (
     ArrayCase,
@@ -25,15 +27,18 @@ from iaunet.preprocessing.arrays import (
     remove_old_arrays,
     write_truth,
 )
-from iaunet.preprocessing.cases import place_rows, prepare_case
-from iaunet.stacks import read_mask_stack, read_stack
+from iaunet.preprocessing.cases import place_rows, prepare_case, prepare_resized
+from iaunet.stacks import Stack, read_mask_stack, read_stack
 from iaunet.storage import naming_disk_faults
 from iaunet.workers import map_in_processes
 
 logger = logging.getLogger(__name__)
 
 ROWS_A_BATCH = 16
-"""Rows that a worker writes and syncs together, about."""
+"""Rows that a worker writes, and that are synced together, about."""
+
+_Filling = tuple[NDArray[np.floating], NDArray[np.uint8]]
+"""The input and the mask of a row."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +58,13 @@ class _Batch:
     index_shape: tuple[int, int, int, int]
     plan: Plan
     cases: tuple[_CaseTask, ...]
+    pictures: KeptPictures | None
+
+    def find_kept(self, case: ArrayCase) -> tuple[NDArray[np.uint8], NDArray[np.uint8]] | None:
+        """The picture and the mask's values at the input's size, if they were kept and are what would be made."""
+        if self.pictures is None or not _takes_kept(self.plan):
+            return None
+        return self.pictures.find(case.image_sha256, case.mask_sha256, (self.plan.channels, *self.plan.input_size))
 
 
 def make_index(fingerprint: Fingerprint, plan: Plan) -> Index:
@@ -83,7 +95,14 @@ def make_index(fingerprint: Fingerprint, plan: Plan) -> Index:
     )
 
 
-def preprocess(dataset: Dataset, fingerprint: Fingerprint, plan: Plan, folder: Path, workers: int) -> Index:
+def preprocess(
+    dataset: Dataset,
+    fingerprint: Fingerprint,
+    plan: Plan,
+    folder: Path,
+    workers: int,
+    pictures: KeptPictures | None = None,
+) -> Index:
     """Make the arrays of a plan; a rerun fills what is missing.
 
     Args:
@@ -92,6 +111,7 @@ def preprocess(dataset: Dataset, fingerprint: Fingerprint, plan: Plan, folder: P
         plan: How to preprocess them.
         folder: The ``preprocessed`` folder.
         workers: Processes to use.
+        pictures: What measuring kept of these cases.
 
     Raises:
         PreprocessingError: A file has changed since it was measured, or cannot be read any more.
@@ -107,7 +127,7 @@ def preprocess(dataset: Dataset, fingerprint: Fingerprint, plan: Plan, folder: P
     missing = set(arrays.missing_rows())
     waiting = [case for case in index.cases if not missing.isdisjoint(case.rows)]
     kept = len(index.cases) - len(waiting)
-    batches = _batches(arrays, _case_tasks(dataset, waiting), plan)
+    batches = _batches(arrays, _case_tasks(dataset, waiting), plan, pictures)
     with tqdm(total=len(waiting), desc="preprocess", unit=" cases", disable=None, leave=False) as bar:
         for batch, rows in zip(
             batches, map_in_processes(_fill_cases, batches, workers, items_worth_a_process=2), strict=True
@@ -148,7 +168,9 @@ def _case_tasks(dataset: Dataset, cases: Sequence[ArrayCase]) -> list[_CaseTask]
     ]
 
 
-def _batches(arrays: PartialArrays, tasks: Sequence[_CaseTask], plan: Plan) -> list[_Batch]:
+def _batches(
+    arrays: PartialArrays, tasks: Sequence[_CaseTask], plan: Plan, pictures: KeptPictures | None
+) -> list[_Batch]:
     """The cases in lots of `ROWS_A_BATCH` rows about."""
     lots: list[list[_CaseTask]] = []
     room = 0
@@ -159,7 +181,9 @@ def _batches(arrays: PartialArrays, tasks: Sequence[_CaseTask], plan: Plan) -> l
         lots[-1].append(task)
         room -= task.case.n_rows
     shape = arrays.index.image_shape
-    return [_Batch(folder=arrays.folder, index_shape=shape, plan=plan, cases=tuple(lot)) for lot in lots]
+    return [
+        _Batch(folder=arrays.folder, index_shape=shape, plan=plan, cases=tuple(lot), pictures=pictures) for lot in lots
+    ]
 
 
 def _fill_cases(batch: _Batch) -> dict[int, bool]:
@@ -168,29 +192,53 @@ def _fill_cases(batch: _Batch) -> dict[int, bool]:
     with naming_disk_faults(batch.folder), RowWriter(batch.folder, batch.index_shape) as writer:
         for task in batch.cases:
             rows |= _fill_case(task, batch, writer)
-        writer.sync()
     return rows
 
 
 def _fill_case(task: _CaseTask, batch: _Batch, writer: RowWriter) -> dict[int, bool]:
     plan, case = batch.plan, task.case
+    kept = batch.find_kept(case)
+    if kept is None:
+        labels, rows = _prepare(task, plan)
+    else:
+        labels = _read_labels(task, plan, None)
+        rows = iter([(prepare_resized(kept[0], plan), plan.coding.encode(kept[1]))])
+    filled = {}
+    for row, (image, mask) in zip(case.rows, rows, strict=True):
+        writer.write(row, image, mask)
+        filled[row] = bool(((mask > 0) & (mask != IGNORED)).any())
+    write_truth(batch.folder, case.name, labels)
+    return filled
+
+
+def _takes_kept(plan: Plan) -> bool:
+    """Whether a plan's rows are whole pictures of 8 bits, resized, whose masks' values rise as their labels do."""
+    coding = plan.coding
+    is_resized = plan.input_mode == "resize" and plan.normalisation.kind == "dataset" and plan.depth == "uint8"
+    return (
+        is_resized and coding.kind == "values" and coding.ignore is None and coding.values == (*sorted(coding.values),)
+    )
+
+
+def _prepare(task: _CaseTask, plan: Plan) -> tuple[NDArray[np.uint8], Iterator[_Filling]]:
+    """The labels of a case at native size and its rows."""
     with _naming(task.images[0]):
         stack = read_stack(task.images, plan.slicing)
-        _require_unchanged(stack.sha256, case.image_sha256)
+        _require_unchanged(stack.sha256, task.case.image_sha256)
         prepared = prepare_case(stack, plan)
-    labels = np.zeros(stack.shape, np.uint8)
-    if task.mask is not None and case.mask_sha256 is not None:
-        with _naming(task.mask):
-            mask = read_mask_stack(task.mask, plan.slicing, stack)
-            _require_unchanged(mask.sha256, case.mask_sha256)
-            labels = plan.coding.encode(mask.values)
-    rows = {}
-    for row, place, image in zip(case.rows, prepared.places, prepared.rows(), strict=True):
-        mask_row = place.geometry.mask_to_input(labels[place.slice])
-        writer.write(row, image, mask_row)
-        rows[row] = bool(((mask_row > 0) & (mask_row != IGNORED)).any())
-    write_truth(batch.folder, case.name, labels)
-    return rows
+    labels = _read_labels(task, plan, stack)
+    masks = (place.geometry.mask_to_input(labels[place.slice]) for place in prepared.places)
+    return labels, zip(prepared.rows(), masks, strict=True)
+
+
+def _read_labels(task: _CaseTask, plan: Plan, stack: Stack | None) -> NDArray[np.uint8]:
+    """The labels of a case [slices, H, W]; ``stack`` is its image, which pictures do not need."""
+    if task.mask is None or task.case.mask_sha256 is None:
+        return np.zeros(task.case.shape, np.uint8)
+    with _naming(task.mask):
+        mask = read_mask_stack(task.mask, plan.slicing, stack)
+        _require_unchanged(mask.sha256, task.case.mask_sha256)
+        return plan.coding.encode(mask.values)
 
 
 @contextlib.contextmanager

@@ -42,6 +42,17 @@ def test_duplicates_are_found_far_apart_in_a_large_dataset():
     assert near_duplicates([str(i) for i in range(2500)], pictures) == (("3", "2400"),)
 
 
+def test_a_long_chain_is_one_group_and_its_neighbours_stay_apart():
+    names = [f"n{i}" for i in range(1000)]
+    chain = [(i + 1, i) for i in range(800) if i != 399]
+
+    assert join(names, [*reversed(chain), (999, 990)]) == (
+        tuple(names[:400]),
+        tuple(names[400:801]),
+        ("n990", "n999"),
+    )
+
+
 @given(st.integers(2, 12), st.data())
 def test_joined_groups_hold_every_pair_and_no_name_twice(n, data):
     names = [f"n{i}" for i in range(n)]

@@ -23,7 +23,7 @@ def test_statistics_of_counted_pixels_are_those_of_the_pixels(pixels):
 
 @given(PIXELS, st.floats(0, 100))
 def test_a_percentile_is_a_value_that_that_share_does_not_exceed(pixels, percent):
-    value = Histogram.of(pixels).percentile(percent)
+    value = Histogram.of(pixels).percentiles([percent])[0]
 
     assert value in pixels
     assert (pixels <= value).mean() >= percent / 100 - 1e-9
@@ -58,4 +58,4 @@ def test_nothing_has_no_statistics():
     nothing = Histogram.of(np.empty(0, np.uint8))
 
     assert nothing.total == 0
-    assert all(map(math.isnan, (nothing.mean(), nothing.sd(), nothing.percentile(50))))
+    assert all(map(math.isnan, (nothing.mean(), nothing.sd(), nothing.percentiles([50])[0])))

@@ -19,7 +19,6 @@ from iaunet.preprocessing.arrays import (
     write_truth,
 )
 from iaunet.preprocessing.geometry import Geometry
-from iaunet.storage import TEMPORARY_SUFFIX
 
 SIDE = 32
 
@@ -65,7 +64,8 @@ def fill(arrays, rows):
     with RowWriter(arrays.folder, arrays.index.image_shape) as writer:
         for row in rows:
             writer.write(row, *content(row))
-        writer.sync()
+            case = next(case for case in arrays.index.cases if row in case.rows)
+            write_truth(arrays.folder, case.name, truth_of(case.name, case.shape[0]))
     arrays.mark_done({row: row > 0 for row in rows})
 
 
@@ -83,7 +83,8 @@ def assert_is_whole(target, index):
         np.testing.assert_array_equal(arrays.images[row], image.astype(np.float16))
         np.testing.assert_array_equal(arrays.masks[row], mask)
     np.testing.assert_array_equal(arrays.foreground, [False, True, True, True, True])
-    assert sorted(path.name for path in target.iterdir()) == ["done.npy", "images.npy", "index.json", "masks.npy"]
+    files = ["done.npy", "images.npy", "index.json", "masks.npy", "truth"]
+    assert sorted(path.name for path in target.iterdir()) == files
     assert [path.name for path in target.parent.iterdir()] == ["preprocessed"]
     with pytest.raises(ValueError, match="read-only"):
         arrays.images[0] = 0
@@ -99,15 +100,14 @@ def test_filled_arrays_are_opened_as_they_were_written(target, index):
     assert_is_whole(target, index)
 
 
-def test_true_masks_that_a_killed_worker_left_half_written_are_removed(target, index):
-    arrays = PartialArrays(target, index)
-    half = truth_path(arrays.folder, "p1/c0").with_name(f".c0.png.1-2{TEMPORARY_SUFFIX}")
+def test_a_true_mask_that_a_killed_worker_left_half_written_is_written_again(target, index):
+    half = truth_path(PartialArrays(target, index).folder, "c3")
     half.parent.mkdir(parents=True)
-    half.write_text("half")
-    fill(arrays, range(5))
-    arrays.finish()
+    half.write_bytes(b"half")
 
-    assert [path for path in target.rglob("*.*") if "truth" in path.parts] == []
+    make_whole(target, index)
+
+    np.testing.assert_array_equal(open_arrays(target, "digest").truth("c3"), truth_of("c3", 1))
 
 
 def test_rows_of_an_earlier_process_are_kept_and_the_others_are_missing(target, index):
@@ -230,9 +230,6 @@ def make_whole(target, index, rows=None):
     missing = arrays.missing_rows()
     assert missing == (list(range(len(index.rows))) if rows is None else rows)
     fill(arrays, missing)
-    for case in index.cases:
-        if {*case.rows} & {*missing}:
-            write_truth(arrays.folder, case.name, truth_of(case.name, case.shape[0]))
     arrays.finish()
 
 

@@ -21,9 +21,10 @@ from iaunet.preprocessing.check_pictures import (
     IGNORED_COLOUR,
     ROW_SIDE,
     FileTask,
+    RowTask,
     Window,
     draw_files,
-    draw_row,
+    draw_rows,
 )
 from iaunet.preprocessing.preparation import Preparation, prepare_dataset
 from iaunet.workspace import DatasetFolder
@@ -501,12 +502,33 @@ def test_a_slash_in_a_name_cannot_end_the_page_either(toy, check_stopped):
     assert page.scripts == [{}]
 
 
+def draw(image, mask, alt):
+    (picture,) = draw_rows([RowTask(image, mask, Window.of([image]), alt)], 1)
+    assert picture.alt == alt
+    return picture
+
+
+def test_a_contour_at_the_edge_is_closed_by_it():
+    mask = np.zeros((256, 256), np.uint8)
+    mask[200:, :30] = 1
+
+    lines = np.asarray(decode(draw(np.zeros((1, 256, 256)), mask, "edge").contours).convert("RGBA"))[..., 3] > 0
+
+    assert lines.shape == (512, 512)
+    assert lines[400, :60].all()
+    assert lines[-1, :60].all()
+    assert lines[400:, 0].all()
+    assert not lines[410:500, 10:50].any()
+    assert not lines[:395].any()
+    assert not lines[:, 70:].any()
+
+
 def test_ignored_pixels_are_hatched_and_each_label_has_its_colour():
     mask = np.zeros((64, 64), np.uint8)
     mask[8:24, 8:24], mask[40:56, 8:24], mask[8:56, 40:56] = 1, 2, IGNORED
     image = np.linspace(-2, 2, 64 * 64, dtype=np.float16).reshape(1, 64, 64)
 
-    picture = draw_row(image, mask, Window.of([image]), "a row")
+    picture = draw(image, mask, "a row")
 
     drawn = np.asarray(decode(picture.contours).convert("RGBA"))
     assert drawn.shape == (512, 512, 4)
@@ -526,7 +548,7 @@ def test_channels_that_are_no_colours_stand_side_by_side_each_on_its_own_scale()
     mask = np.zeros((32, 32), np.uint8)
     mask[8:20, 8:20] = 1
 
-    picture = draw_row(image, mask, Window.of([image]), "two")
+    picture = draw(image, mask, "two")
 
     shades = np.asarray(decode(picture.source), int)
     assert shades.shape == (32, 64)
@@ -545,7 +567,7 @@ def test_one_scale_for_all_keeps_a_dark_image_dark():
 def test_a_flat_image_and_a_wide_one_are_shown(tmp_path):
     image = np.zeros((1, 16, 900), np.float16)
 
-    picture = draw_row(image, np.zeros((16, 900), np.uint8), Window.of([image]), "flat")
+    picture = draw(image, np.zeros((16, 900), np.uint8), "flat")
 
     assert decode(picture.source).size == picture.size[::-1] == (ROW_SIDE, 5)
     assert picture.contours == ""

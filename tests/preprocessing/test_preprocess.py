@@ -203,6 +203,20 @@ def test_an_edited_plan_is_not_kept_for_masks_that_mean_something_else_now(nnune
     assert prepare(nnunet, "--replan")[0].labels == ("oedema",)
 
 
+def test_pictures_that_measuring_kept_make_the_rows_that_files_make(tmp_path, write_toy, prepare, monkeypatch):
+    folder = write_toy(tmp_path / "toy", 6)
+    shutil.copytree(folder, tmp_path / "again")
+    _, arrays = prepare(folder)
+    monkeypatch.setattr("iaunet.planners.pictures.MOST_KEPT", 0)
+    _, again = prepare(tmp_path / "again")
+
+    np.testing.assert_array_equal(arrays.images, again.images)
+    np.testing.assert_array_equal(arrays.masks, again.masks)
+    for name in arrays.cases:
+        np.testing.assert_array_equal(arrays.truth(name), again.truth(name))
+    assert not (arrays.folder.parent / "pictures.partial").exists()
+
+
 @pytest.fixture
 def grown(tmp_path, write_toy, prepare):
     """A data set of 20 cases that was planned, before two were added and a mask was corrected.

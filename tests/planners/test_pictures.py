@@ -1,0 +1,54 @@
+"""Pictures that measuring keeps, and the arrays that are made of them."""
+
+import numpy as np
+import pytest
+
+from iaunet.planners.pictures import MOST_KEPT, KeptPictures, keeping_pictures
+
+RNG = np.random.default_rng(0)
+PICTURE = RNG.integers(0, 256, (3, 8, 10), dtype=np.uint8)
+MASK = RNG.integers(0, 3, (8, 10), dtype=np.uint8)
+
+
+def test_a_picture_is_found_by_the_files_it_was_made_of(tmp_path):
+    pictures = KeptPictures(tmp_path)
+    pictures.keep("a" * 64, None, PICTURE, MASK)
+    pictures.keep("a" * 64, "b" * 64, PICTURE[::-1], MASK)
+
+    picture, mask = pictures.find("a" * 64, None, PICTURE.shape)
+
+    np.testing.assert_array_equal(picture, PICTURE)
+    np.testing.assert_array_equal(mask, MASK)
+    assert pictures.find("b" * 64, None, PICTURE.shape) is None
+
+
+def test_a_picture_of_other_channels_or_size_is_not_taken(tmp_path):
+    pictures = KeptPictures(tmp_path)
+    pictures.keep("a" * 64, None, PICTURE[:1], MASK)
+
+    assert pictures.find("a" * 64, None, PICTURE.shape) is None
+
+
+def test_what_cannot_be_written_is_not_there(tmp_path):
+    pictures = KeptPictures(tmp_path / "gone")
+
+    pictures.keep("a" * 64, None, PICTURE, MASK)
+
+    assert pictures.find("a" * 64, None, PICTURE.shape) is None
+
+
+@pytest.mark.parametrize(("n_cases", "is_kept"), [(3, True), (MOST_KEPT + 1, False)])
+def test_pictures_are_kept_of_as_many_as_the_disk_holds_well(tmp_path, n_cases, is_kept):
+    with keeping_pictures(tmp_path / "kept") as pictures:
+        assert (pictures.if_there_is_room(n_cases) is pictures) == is_kept
+
+
+def test_the_folder_is_empty_at_first_and_gone_at_last(tmp_path):
+    folder = tmp_path / "kept"
+    folder.mkdir()
+    (folder / "left by a killed process").write_bytes(b"half")
+
+    with keeping_pictures(folder):
+        assert [*folder.iterdir()] == []
+
+    assert not folder.exists()
