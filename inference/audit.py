@@ -1,13 +1,14 @@
 """The audit file of a folder of predictions: a line for each image and each time it was asked for."""
 
 import contextlib
+import functools
 import json
 import os
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO, Any, Literal
 
 from iaunet.inference.postprocessing import LabelCleaning
 from iaunet.records import FieldError, from_json, to_json
@@ -77,7 +78,8 @@ class AuditLog:
         Raises:
             WorkspaceError: The disk is full.
         """
-        text = json.dumps(to_json(line), ensure_ascii=False, allow_nan=False) + "\n"
+        values = {name: _plain(value) for name, value in vars(line).items()}
+        text = json.dumps(values, ensure_ascii=False, allow_nan=False) + "\n"
         with self._lock, naming_disk_faults(self._path):
             self._file.write(text.encode(errors="surrogateescape"))
             self._file.flush()
@@ -114,6 +116,16 @@ def read_audit(path: Path) -> Iterator[AuditLine]:
         for text in file:
             with contextlib.suppress(ValueError, FieldError):  # of a killed process
                 yield from_json(AuditLine, json.loads(text))
+
+
+def _plain(value: object) -> Any:
+    return _settings_json(value) if isinstance(value, AuditSettings) else to_json(value)
+
+
+@functools.lru_cache(maxsize=8)
+def _settings_json(settings: AuditSettings) -> Any:
+    """Kept, since it is the same for every image of a call."""
+    return to_json(settings)
 
 
 def _ends_a_line(file: IO[bytes]) -> bool:

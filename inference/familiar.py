@@ -1,5 +1,6 @@
 """What images of the training data are like, and in what a new one differs from them."""
 
+import contextlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,13 +11,17 @@ from iaunet.errors import WorkspaceError
 from iaunet.files import to_channels
 from iaunet.planners.fingerprint import Fingerprint
 from iaunet.planners.plan import Plan
-from iaunet.records import load_record, require
+from iaunet.records import load_record, require, to_json
 from iaunet.resample import Size
 from iaunet.stacks import Stack
+from iaunet.storage import file_digest, write_json
 from iaunet.workspace import DatasetFolder
 
 FAMILIAR = "familiar.json"
 """In the folder of a dataset that a model was imported into, which has no fingerprint."""
+
+KNOWN = "familiar_of_fingerprint.json"
+"""In the folder of a dataset, so that its fingerprint, which grows with every case, is not read at each start."""
 
 LOW, HIGH = 1, 99
 ROUNDING = 1e-5
@@ -81,12 +86,40 @@ class Familiar:
                 yield f"mean intensity{which} {mean:.4g}, trained on {low:.4g} to {high:.4g}"
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Known:
+    """What was found before: of which bytes of fingerprint.json, and the digest of that fingerprint."""
+
+    file_sha256: str
+    fingerprint: str
+    familiar: Familiar
+
+
 def find_familiar(folder: DatasetFolder, plan: Plan) -> Familiar | None:
     """What the images that a plan was made for are like, None where that is not known any more."""
     try:
         if not folder.fingerprint_json.exists():
             return load_record(Familiar, folder.root / FAMILIAR, WorkspaceError, "")
-        fingerprint = load_record(Fingerprint, folder.fingerprint_json, WorkspaceError, "")
+        known = _know(folder)
     except WorkspaceError:
         return None
-    return Familiar.of(fingerprint) if fingerprint.digest == plan.fingerprint else None
+    return known.familiar if known.fingerprint == plan.fingerprint else None
+
+
+def _know(folder: DatasetFolder) -> _Known:
+    """What the fingerprint says, kept in a small file where the folder can be written.
+
+    Raises:
+        WorkspaceError: The fingerprint is damaged.
+    """
+    kept = folder.root / KNOWN
+    sha256 = file_digest(folder.fingerprint_json)
+    with contextlib.suppress(WorkspaceError):
+        known = load_record(_Known, kept, WorkspaceError, "")
+        if known.file_sha256 == sha256:
+            return known
+    fingerprint = load_record(Fingerprint, folder.fingerprint_json, WorkspaceError, "")
+    known = _Known(file_sha256=sha256, fingerprint=fingerprint.digest, familiar=Familiar.of(fingerprint))
+    with contextlib.suppress(WorkspaceError):  # a workspace that is only read
+        write_json(kept, to_json(known))
+    return known

@@ -1,6 +1,7 @@
 """Masks for a folder of images: names, files, what was done before, and a table of what came of each."""
 
 import contextlib
+import itertools
 import logging
 import re
 import time
@@ -8,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from tqdm import tqdm
 from iaunet.dataset import MaskCoding, Slicing
 from iaunet.dicom import is_dicom_file
 from iaunet.discovery import IMAGE_ENDINGS, list_images, natural_order
+from iaunet.engines.parts import Part
 from iaunet.errors import FileError, IaunetError, PredictionError
 from iaunet.files import is_image_file, write_png
 from iaunet.inference.audit import AuditLine, AuditLog, AuditSettings, appending, read_audit
@@ -28,6 +30,7 @@ from iaunet.inference.mosaic import Prediction
 from iaunet.inference.outcomes import Outcome, measure_mask, strips, write_outcomes
 from iaunet.inference.output import AUDIT, OVERLAYS, PROBABILITIES, RECORD, SEGMENTATIONS, TABLE, UNCERTAINTY
 from iaunet.inference.overlay import draw_stack_overlay
+from iaunet.inference.parts import Share, audit_files, claimed_whole
 from iaunet.inference.predictor import Predictor
 from iaunet.inference.stream import predict_stream
 from iaunet.masks import image_stem, mask_ending, path_ending, read_made_from, write_mask
@@ -46,7 +49,6 @@ from iaunet.stacks import (
 )
 from iaunet.storage import digest, file_digest, read_json, remove_leftovers, write_json
 from iaunet.volumes import VolumeHeader, is_volume_file, write_probabilities
-from iaunet.workspace import locked
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +69,7 @@ class FolderOptions:
     overwrite: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class InputCase:
     """An image to predict: its path below the folder, with and without ending, and the files of its channels."""
 
@@ -81,6 +83,7 @@ def predict_folder(
     inputs: Path,
     output: Path,
     options: FolderOptions,
+    part: Part | None = None,
 ) -> list[Outcome]:
     """Write a mask for every image of a folder.
 
@@ -89,6 +92,8 @@ def predict_folder(
         inputs: A folder of images, searched to its depth, or one image.
         output: Gets a mask for each, see `iaunet.masks.mask_ending`, predictions.csv, predictions.json and audit.jsonl.
         options: What else to write.
+        part: Of the images, whose masks alone are made; other processes may make the other parts at the same time. The
+            table of each part lies in a folder of its own, until the last to end writes that of all images.
 
     Returns:
         An outcome for each image, by name. An image that cannot be read fails; the rest goes on.
@@ -99,7 +104,7 @@ def predict_folder(
     """
     root, found = list_inputs(inputs, output)
     cases = group_channels(root, found, predictor.plan.channel_files)
-    return predict_cases(predictor, cases, output, options)
+    return predict_cases(predictor, cases, output, options, part)
 
 
 def predict_cases(
@@ -107,6 +112,7 @@ def predict_cases(
     cases: Sequence[InputCase],
     output: Path,
     options: FolderOptions,
+    part: Part | None = None,
 ) -> list[Outcome]:
     """Write a mask for each of some images, see `predict_folder`."""
     if options.uncertainty and len(predictor.members) * len(predictor.flips) < 2:
@@ -114,28 +120,41 @@ def predict_cases(
     names = mask_names(cases, [mask_ending(case.files[0], predictor.plan.slicing) for case in cases])
     jobs = dict(zip(cases, names, strict=True))
     model = predictor.describe()
-    with locked(output, "predicting"):
-        _claim(output, model, names, options.overwrite)
-        with appending(output / AUDIT) as audit:
+    claim = partial(_claim, output, model, names, options.overwrite)
+    labels = predictor.plan.labels
+    if part is None:
+        with claimed_whole(output, claim), appending(output / AUDIT) as audit:
             work = _Work(predictor, output, jobs, options, digest(model), audit)
-            for folder in {output, *(file.parent for case in cases for file in work.files(case))}:
+            for folder in work.folders:
                 remove_leftovers(folder)
-            before = {} if options.overwrite else work.find(cases)
-            outcomes = [work.record(case, outcome) for case, outcome in before.items()]
-            waiting = [case for case in cases if case not in before]
-            work.tell_replaced(waiting)
-            outcomes += _predict(predictor, waiting, work, options)
-        outcomes.sort(key=lambda outcome: natural_order(outcome.image))
-        write_outcomes(output / TABLE, outcomes, predictor.plan.labels)
+            outcomes = _predict_own(work, cases)
+            write_outcomes(output / TABLE, outcomes, labels)
+        return outcomes
+    share = Share(output, part, digest([model, predictor.flags_digest, names]))
+    with share.claimed(claim), appending(share.folder / AUDIT) as audit:
+        work = _Work(predictor, output, jobs, options, digest(model), audit)
+        outcomes = _predict_own(work, part.of(cases))
+        share.write(outcomes, labels)
+    if share.unite(labels, work.folders):
+        logger.info("table      all %d parts are there: %s", part.count, output / TABLE)
     return outcomes
 
 
-def _predict(
-    predictor: Predictor, cases: Sequence[InputCase], work: "_Work", options: FolderOptions
-) -> Iterator[Outcome]:
+def _predict_own(work: "_Work", cases: Sequence[InputCase]) -> list[Outcome]:
+    """What comes of each of the cases that this process is to predict, by name; masks that are there are kept."""
+    before = {} if work.options.overwrite else work.find(cases)
+    outcomes = [work.record(case, outcome) for case, outcome in before.items()]
+    waiting = [case for case in cases if case not in before]
+    work.tell_replaced(waiting)
+    outcomes += _predict(waiting, work)
+    return sorted(outcomes, key=lambda outcome: natural_order(outcome.image))
+
+
+def _predict(cases: Sequence[InputCase], work: "_Work") -> Iterator[Outcome]:
     """What comes of each case; one that cannot be read fails, and the rest goes on."""
+    options = work.options
     stream = predict_stream(
-        predictor, cases, work.load, work.finish, options.probabilities, keep_uncertainty=options.uncertainty
+        work.predictor, cases, work.load, work.finish, options.probabilities, keep_uncertainty=options.uncertainty
     )
     with contextlib.closing(stream):  # its threads end before the audit file is closed
         for case, result in tqdm(stream, "predict", len(cases), unit=" images", disable=None, leave=False):
@@ -209,7 +228,7 @@ def _channel_of(path: Path) -> int | None:
     return int(numbered[1]) if numbered else None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class _Told:
     """What an earlier call said of a mask."""
 
@@ -251,7 +270,12 @@ class _Work:
         """See `Predictor.flags_digest`."""
         return self.predictor.flags_digest
 
-    @property
+    @cached_property
+    def iaunet(self) -> str:
+        """The version that predicts."""
+        return version("iaunet")
+
+    @cached_property
     def settings(self) -> AuditSettings:
         """What masks depend on beside the weights."""
         return AuditSettings(
@@ -283,10 +307,12 @@ class _Work:
 
     def find(self, cases: Sequence[InputCase]) -> dict[InputCase, Outcome]:
         """What came of images before, where all their files say that this model made them from them."""
+        asked = {case.name for case in cases}
         told = {
             (line.image, line.input_sha256): _Told(line.output_sha256, line.expected_dice, line.flag)
-            for line in read_audit(self.output / AUDIT)
+            for line in self._audit_lines()
             if (line.model, line.flags_from, line.outcome) == (self.model, self.flags_from, "done")
+            and line.image in asked
         }
         found = ((case, self._find(case, told)) for case in cases)
         return {case: outcome for case, outcome in found if outcome is not None}
@@ -324,10 +350,13 @@ class _Work:
         if anew:
             logger.info("note       %d masks that are there are made anew: of other images, or not finished", anew)
         asked = {*self.jobs.values()}
-        others = {line.mask for line in read_audit(self.output / AUDIT) if line.mask} - asked
+        others = {line.mask for line in self._audit_lines() if line.mask and line.mask not in asked}
         there = sum((self.output / mask).exists() for mask in others)
         if there:
             logger.info("note       %d masks of earlier calls are not in the table of this one", there)
+
+    def _audit_lines(self) -> Iterator[AuditLine]:
+        return itertools.chain.from_iterable(map(read_audit, audit_files(self.output)))
 
     def finish(self, case: InputCase, prediction: Prediction) -> Outcome:
         loaded = self.loaded[case]
@@ -375,7 +404,7 @@ class _Work:
                 mask=outcome.mask,
                 output_sha256=file_digest(self.output / outcome.mask) if outcome.mask else "",
                 model=self.model,
-                iaunet=version("iaunet"),
+                iaunet=self.iaunet,
                 settings=self.settings,
                 device=str(self.predictor.device),
                 seconds=round(loaded.seconds or time.perf_counter() - loaded.start, 4),
@@ -397,6 +426,11 @@ class _Work:
         if differences:
             reasons.append(f"unlike the training images: {', '.join(differences)}")
         return "; ".join(reasons)
+
+    @property
+    def folders(self) -> set[Path]:
+        """All that files are written to."""
+        return {self.output, *(file.parent for case in self.jobs for file in self.files(case))}
 
     def files(self, case: InputCase) -> list[Path]:
         """All that is written for an image, the mask first."""
@@ -458,8 +492,10 @@ def _to_values(coding: MaskCoding, labels: NDArray[np.uint8]) -> NDArray[np.inte
     """The values of labels [S, H, W], where they fit in the place of these: a large mask is not held twice."""
     if max(coding.written) > np.iinfo(np.uint8).max:
         return coding.decode(labels)
+    every = np.arange(1 + len(coding.written), dtype=np.uint8)
+    table = coding.decode(every).astype(np.uint8).tobytes().ljust(256, b"\0")
     for strip in strips(labels):
-        strip[...] = coding.decode(strip)
+        strip[...] = np.frombuffer(strip.tobytes().translate(table), np.uint8).reshape(strip.shape)
     return labels
 
 

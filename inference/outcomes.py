@@ -10,8 +10,6 @@ from typing import Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import sparse
-from scipy.sparse import csgraph
 
 from iaunet.inference.postprocessing import PIXELS_AT_ONCE, number_components
 from iaunet.stacks import Spacing
@@ -23,7 +21,7 @@ STRIP = 256
 Label = TypeVar("Label", bound=np.generic)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class MaskMeasures:
     """The sizes of what a mask marks, one an output of the network.
 
@@ -37,7 +35,7 @@ class MaskMeasures:
     volumes_mm3: tuple[float, ...] = ()
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Outcome:
     """What came of one image: its mask's name and what it marks, or the problem.
 
@@ -63,11 +61,12 @@ def measure_mask(
         outputs: The labels that each output of the network unites.
         spacing_mm: Distance of slices, rows and columns, None if unknown.
     """
+    marked = _marked(labels)
     counts = np.zeros(256, np.int64)
-    for strip in strips(labels):
+    for strip in strips(marked):
         counts += np.bincount(strip.ravel(), minlength=256)
     pixels = tuple(int(counts[list(output)].sum()) for output in outputs)
-    components = tuple(count_components(labels, output) if n else 0 for output, n in zip(outputs, pixels, strict=True))
+    components = tuple(count_components(marked, output) if n else 0 for output, n in zip(outputs, pixels, strict=True))
     if spacing_mm is None:
         return MaskMeasures(pixels=pixels, components=components)
     if len(labels) == 1:
@@ -75,6 +74,15 @@ def measure_mask(
         return MaskMeasures(pixels=pixels, components=components, areas_mm2=tuple(n * area for n in pixels))
     volume = float(np.prod(spacing_mm))
     return MaskMeasures(pixels=pixels, components=components, volumes_mm3=tuple(n * volume for n in pixels))
+
+
+def _marked(labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The box of a mask [S, H, W] outside of which nothing is marked, a view."""
+    box = []
+    for axis in range(labels.ndim):
+        there = np.flatnonzero(labels.any(axis=tuple(other for other in range(labels.ndim) if other != axis)))
+        box.append(slice(there[0], there[-1] + 1) if len(there) else slice(0))
+    return labels[tuple(box)]
 
 
 def strips(slices: NDArray[Label]) -> Iterator[NDArray[Label]]:
@@ -125,11 +133,15 @@ def count_components(labels: NDArray[np.uint8], output: Sequence[int]) -> int:
     n, joints, edge = 0, [], np.zeros(plane.shape[1:], np.int64)
     for start in range(0, len(plane), step):
         numbers, found = number_components(np.isin(plane[start : start + step], output))
-        joints += _joints(edge, _beyond(numbers[0], n))
+        if n:
+            joints += _joints(edge, _beyond(numbers[0], n))
         edge = _beyond(numbers[-1], n)
         n += found
     if not joints:
         return n
+    from scipy import sparse  # slow to import, and needed for large masks alone
+    from scipy.sparse import csgraph
+
     first, second = np.concatenate(joints, axis=1) - 1
     graph = sparse.coo_array((np.ones(len(first), np.int8), (first, second)), shape=(n, n))
     return int(csgraph.connected_components(graph, directed=False)[0])

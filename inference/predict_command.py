@@ -4,6 +4,7 @@ import argparse
 import logging
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,9 +16,11 @@ from iaunet.console import (
     run_command,
     terminating_like_interrupt,
 )
+from iaunet.engines.options import add_engine_options, read_engine_options
 from iaunet.errors import PredictionError
 
 if TYPE_CHECKING:
+    from iaunet.inference.jobs import ModelChoice
     from iaunet.inference.outcomes import Outcome
     from iaunet.inference.predictor import Predictor
     from iaunet.planners.plan import Plan
@@ -25,6 +28,9 @@ if TYPE_CHECKING:
     from iaunet.workspace import DatasetFolder
 
 logger = logging.getLogger(__name__)
+
+PARTS = 8
+"""Of a folder that an engine predicts, if the user does not say how many."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -66,6 +72,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--fast", action="store_true", help="one fold and one pass an image")
     parser.add_argument("--overwrite", action="store_true", help="replace masks of another model")
     parser.add_argument("--device", default="auto", metavar="DEVICE", help="auto, cpu, cuda, cuda:1, mps")
+    add_engine_options(parser, part_of="images")
+    parser.add_argument(
+        "--parts", type=int, metavar="N", help=f"shares of the images that an engine works on (default: {PARTS})"
+    )
     return parser
 
 
@@ -78,18 +88,31 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: argparse.Namespace) -> int:
     if arguments.model and (arguments.run or arguments.folds or arguments.test):
         raise PredictionError("--run, --folds and --test are for -d DATASET: leave them out with --model")
+    if arguments.test and (arguments.engine or arguments.part):
+        raise PredictionError("--engine and --part are for -i: predict the test set without them")
+    if arguments.parts is not None and (arguments.engine is None or arguments.parts < 1):
+        raise PredictionError("--parts is a number of 1 or more for --engine: give both, or --part K/N without")
 
+    from iaunet.allocation import keep_freed_memory
     from iaunet.workspace import find_dataset
 
+    keep_freed_memory()
     folder = None if arguments.model else find_dataset(arguments.dataset, arguments.workspace)
+    given = arguments.engine, arguments.engine_option, arguments.part
 
-    from iaunet.inference.folder import FolderOptions, list_inputs, predict_cases
+    from iaunet.inference.output import ENGINE
+
+    engine, part = read_engine_options(*given, arguments.output.resolve() / ENGINE)
+
+    from iaunet.inference.folder import FolderOptions, list_inputs, predict_cases, predict_folder
     from iaunet.inference.held_out import input_cases, load_held_out, require_usable
+    from iaunet.inference.jobs import predict_on_engine
 
     held_out = load_held_out(folder) if folder and arguments.test else None
     if held_out is None:
         list_inputs(arguments.input, arguments.output)  # so that a wrong path is told before the networks are loaded
-    predictor = _load(arguments, folder)
+    choice = _choice(arguments, folder)
+    predictor = choice.load() if engine is None else replace(choice, device="cpu").load()  # there to be described
     if held_out is not None and folder is not None:
         require_usable(held_out, predictor.plan, folder)
     for line in _describe(predictor):
@@ -103,8 +126,11 @@ def _run(arguments: argparse.Namespace) -> int:
     )
     start = time.perf_counter()
     with terminating_like_interrupt():
-        if held_out is None:
-            outcomes = predictor.predict_folder(arguments.input, arguments.output, options)
+        if engine is not None:
+            n_parts = arguments.parts or PARTS
+            outcomes = predict_on_engine(engine, choice, arguments.input, arguments.output, options, n_parts)
+        elif held_out is None:
+            outcomes = predict_folder(predictor, arguments.input, arguments.output, options, part)
         else:
             outcomes = predict_cases(predictor, input_cases(held_out), arguments.output, options)
     seconds = time.perf_counter() - start
@@ -128,20 +154,22 @@ def _run(arguments: argparse.Namespace) -> int:
     return ALL_DONE
 
 
-def _load(arguments: argparse.Namespace, folder: "DatasetFolder | None") -> "Predictor":
-    """The predictor of a data set's runs, or of a model's file."""
-    from iaunet.inference.predictor import Predictor
+def _choice(arguments: argparse.Namespace, folder: "DatasetFolder | None") -> "ModelChoice":
+    """The networks of a data set's runs, or of a model's file, and how they predict."""
+    from iaunet.inference.jobs import ModelChoice
+    from iaunet.workspace import DatasetFolder
 
-    settings = {
-        "device": arguments.device,
-        "mirroring": False if arguments.no_mirroring or arguments.fast else None,
-        "trusted_network": arguments.network,
-        "postprocessing": not arguments.no_postprocessing,
-        "fast": arguments.fast,
-    }
-    if folder is None:
-        return Predictor.from_model(arguments.model, **settings)
-    return Predictor.from_dataset(folder, arguments.run, arguments.folds, **settings)
+    return ModelChoice(
+        dataset=folder and DatasetFolder(folder.root.resolve()),
+        model=arguments.model and arguments.model.resolve(),
+        runs=arguments.run,
+        folds=arguments.folds,
+        device=arguments.device,
+        mirroring=False if arguments.no_mirroring or arguments.fast else None,
+        trusted_network=arguments.network,
+        postprocessing=not arguments.no_postprocessing,
+        fast=arguments.fast,
+    )
 
 
 def _describe(predictor: "Predictor") -> list[str]:

@@ -19,7 +19,8 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 THREADS = 2
-"""Threads that decode and as many that encode; both leave Python's lock while they work."""
+"""Threads that decode, as many that make rows of large cases, and as many that encode; all leave Python's lock while
+they work."""
 
 ROWS_AHEAD = 64
 """Rows of the cases that are loaded ahead, one case at least: large ones take memory enough."""
@@ -86,7 +87,11 @@ def predict_stream(
     """
     encoding: deque[_Job[Item, Result]] = deque()
     failed: deque[tuple[Item, IaunetError]] = deque()
-    with ThreadPoolExecutor(THREADS) as decoders, ThreadPoolExecutor(THREADS) as encoders:
+    with (
+        ThreadPoolExecutor(THREADS) as decoders,
+        ThreadPoolExecutor(THREADS) as makers,
+        ThreadPoolExecutor(THREADS) as encoders,
+    ):
 
         def encode(
             job: _Job[Item, Result], rows: Sequence[RowPrediction], before: "Future[object] | None"
@@ -108,8 +113,8 @@ def predict_stream(
                 assembly = Assembly(case, predictor.plan, keep_probabilities, predictor.cleaning, keep_uncertainty)
                 job = _Job[Item, Result](item, assembly)
                 yield job, loaded.first
-                for number in range(1, len(case.places)):
-                    yield job, case.make(number)
+                for row in _further_rows(makers, case, predictor.batch_size):
+                    yield job, row
 
         behind: deque[list[Future[Result | IaunetError | None]]] = deque()
         waiting = rows()
@@ -155,6 +160,17 @@ def _loaded(
             del settled  # or its pictures would stay while the next are awaited
     while waiting:
         yield _settled(waiting)
+
+
+def _further_rows(pool: ThreadPoolExecutor, case: CaseInput, ahead: int) -> Iterator[NDArray[np.float32]]:
+    """The rows of a case after its first, in order, a batch of them made ahead."""
+    waiting: deque[Future[NDArray[np.float32]]] = deque()
+    for number in range(1, len(case.places)):
+        waiting.append(pool.submit(case.make, number))
+        if len(waiting) > ahead:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
 
 
 def _attempt(function: Callable[..., Result], *arguments: object) -> Result | IaunetError:

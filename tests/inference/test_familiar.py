@@ -1,10 +1,11 @@
 import dataclasses
+import json
 
 import numpy as np
 import pytest
 
 from iaunet.errors import FileError
-from iaunet.inference.familiar import FAMILIAR, Familiar, find_familiar
+from iaunet.inference.familiar import FAMILIAR, KNOWN, Familiar, find_familiar
 from iaunet.planners.fingerprint import Fingerprint
 from iaunet.planners.plan import load_plan
 from iaunet.records import FieldError, load_record, to_json
@@ -85,3 +86,16 @@ def test_what_is_familiar_comes_from_the_fingerprint_of_the_plan_or_of_an_import
     assert find_familiar(folder, plan) is None
     write_json(folder.root / FAMILIAR, to_json(COLOUR))
     assert find_familiar(folder, plan) == COLOUR
+
+
+def test_what_is_familiar_is_found_again_without_the_fingerprint_until_that_changes(folder):
+    plan = load_plan(folder.plan_json)
+    found = find_familiar(folder, plan)
+    kept = json.loads((folder.root / KNOWN).read_text())
+    write_json(folder.root / KNOWN, {**kept, "familiar": to_json(COLOUR)})
+    assert find_familiar(folder, plan) == COLOUR
+
+    folder.fingerprint_json.write_text(folder.fingerprint_json.read_text() + "\n")
+    assert find_familiar(folder, plan) == found
+    (folder.root / KNOWN).write_text("damaged")
+    assert find_familiar(folder, plan) == found

@@ -198,3 +198,18 @@ def test_work_that_is_given_up_leaves_no_thread(predictor):
     stream.close()
 
     assert threading.active_count() == before
+
+
+def test_rows_of_a_large_case_are_made_beside_the_network(predictor):
+    threads = set()
+    case = case_of([1.0] * 20)
+
+    def make(row):
+        threads.add(threading.current_thread())
+        return case.make(row)
+
+    large = CaseInput(case.shape, case.places, make)
+    [(_, result)] = predict_stream(predictor, [0], lambda number: large, finish)
+
+    assert result == (0, 20 * 16)
+    assert threading.current_thread() not in threads

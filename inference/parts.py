@@ -1,0 +1,122 @@
+"""Shares of one folder of predictions that several processes make at once: their locks, tables, and the whole table."""
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from iaunet.discovery import natural_order
+from iaunet.engines.parts import Part
+from iaunet.errors import PredictionError, WorkspaceError
+from iaunet.inference.outcomes import Outcome, write_outcomes
+from iaunet.inference.output import AUDIT, PARTS, TABLE
+from iaunet.records import from_json, to_json
+from iaunet.storage import read_json, remove_leftovers, write_json
+from iaunet.workspace import locked
+
+OUTCOMES = "outcomes.json"
+
+SECONDS_TO_CLAIM = 120
+"""How long a part waits for another that claims the folder or writes its table, which takes seconds at most."""
+
+DOING = "predicting"
+
+
+@dataclass(frozen=True)
+class Share:
+    """A part of the images of a folder, with a folder of its own below that of the masks.
+
+    Args:
+        output: The folder of the masks of all parts.
+        part: Which of how many.
+        key: Digest of what is predicted by what. The parts of another model, of other images or of another number lie
+            apart, so that no table is put together from them.
+    """
+
+    output: Path
+    part: Part
+    key: str
+
+    @property
+    def folder(self) -> Path:
+        """Holds the part's lock, table, outcomes and audit file."""
+        return self._folder_of(self.part.number)
+
+    @contextlib.contextmanager
+    def claimed(self, claim: Callable[[], None]) -> Iterator[None]:
+        """Keep others from this part, and from predicting into the folder as a whole.
+
+        Args:
+            claim: Is called while no other part begins or ends.
+
+        Raises:
+            WorkspaceError: Another process makes this part, or predicts into the folder as a whole.
+        """
+        with contextlib.ExitStack() as stack:
+            with locked(self.output, DOING, SECONDS_TO_CLAIM):
+                stack.enter_context(locked(self.folder, f"{DOING} part {self.part}"))
+                claim()
+            yield
+
+    def write(self, outcomes: Sequence[Outcome], labels: Sequence[str]) -> None:
+        """Write what came of the images of this part."""
+        write_outcomes(self.folder / TABLE, outcomes, labels)
+        write_json(self.folder / OUTCOMES, [to_json(outcome) for outcome in outcomes])
+
+    def unite(self, labels: Sequence[str], folders: Iterable[Path]) -> bool:
+        """Write the table of the whole folder, if all parts have written theirs.
+
+        Args:
+            labels: Of the networks' outputs.
+            folders: Those that masks and what goes with them are written to; what killed processes left is removed.
+
+        Returns:
+            Whether they have.
+        """
+        with locked(self.output, DOING, SECONDS_TO_CLAIM):
+            files = [self._folder_of(number) / OUTCOMES for number in range(1, self.part.count + 1)]
+            if not all(file.exists() for file in files):
+                return False
+            outcomes = [outcome for file in files for outcome in _read_outcomes(file)]
+            outcomes.sort(key=lambda outcome: natural_order(outcome.image))
+            write_outcomes(self.output / TABLE, outcomes, labels)
+            with contextlib.suppress(WorkspaceError):  # other parts are at work, whose files these may be
+                _require_no_part(self.output)
+                for folder in folders:
+                    remove_leftovers(folder)
+        return True
+
+    def _folder_of(self, number: int) -> Path:
+        return self.output / PARTS / f"{self.part.count}-{self.key[:12]}" / str(number)
+
+
+@contextlib.contextmanager
+def claimed_whole(output: Path, claim: Callable[[], None]) -> Iterator[None]:
+    """Keep all others from predicting into a folder.
+
+    Args:
+        output: The folder of the masks.
+        claim: Is called once they are.
+
+    Raises:
+        WorkspaceError: Another process predicts there, all images or a part of them.
+    """
+    with locked(output, DOING):
+        _require_no_part(output)  # none begins from here on
+        claim()
+        yield
+
+
+def audit_files(output: Path) -> list[Path]:
+    """The audit files of a folder of masks: that of the whole, and those of parts."""
+    return [output / AUDIT, *sorted(output.glob(f"{PARTS}/*/*/{AUDIT}"))]
+
+
+def _require_no_part(output: Path) -> None:
+    for folder in output.glob(f"{PARTS}/*/*/"):
+        with locked(folder, f"{DOING} a part"):
+            pass
+
+
+def _read_outcomes(path: Path) -> list[Outcome]:
+    return [from_json(Outcome, each) for each in read_json(path, PredictionError, "run the command of its part again")]
