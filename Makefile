@@ -34,9 +34,15 @@ types: $(VENV)/installed
 wheel-test: $(VENV)/installed
 	PYTHON="$(BIN)/python" sh tests/wheel.sh
 
+# on generated images, in minutes; as measured: make bench DATA=FOLDER NNUNET=ENVIRONMENT RESULTS=FOLDER
+RESULTS ?= bench_results
+BENCH := $(if $(DATA),--data "$(DATA)") $(if $(NNUNET),--nnunet "$(NNUNET)")
+
 bench: $(VENV)/installed
-	$(BIN)/python benchmarks/preprocessing.py
-	$(BIN)/python benchmarks/startup.py
+	for stage in planning training_epoch prediction startup; do \
+		$(BIN)/python benchmarks/$$stage.py $(BENCH) --json "$(RESULTS)/$$stage.json" || exit 1; \
+	done
+	$(BIN)/python benchmarks/render.py "$(RESULTS)" > "$(RESULTS)/tables.md"
 
 $(VENV)/installed: setup.py pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
