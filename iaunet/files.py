@@ -183,11 +183,16 @@ def write_png(path: Path, pixels: NDArray[np.generic], made_from: str = "") -> N
         pixels: uint8 or uint16 [height, width], or uint8 [height, width, 3].
         made_from: Names what they were made from; kept in the file as a text, see `read_made_from`.
     """
+    with replacing(path) as temporary:
+        save_png(temporary, pixels, made_from)
+
+
+def save_png(path: Path, pixels: NDArray[np.generic], made_from: str = "") -> None:
+    """Write pixels as `write_png` does, but to a file that counts only once something else says so."""
     note = PngInfo()
     if made_from:
         note.add_text(MADE_FROM, made_from)
-    with replacing(path) as temporary:
-        Image.fromarray(pixels).save(temporary, format="PNG", compress_level=1, pnginfo=note)
+    Image.fromarray(pixels).save(path, format="PNG", compress_level=1, pnginfo=note)
 
 
 def read_made_from(path: Path) -> str:

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.spatial import KDTree
 
 Mask = NDArray[np.bool_]
 Label = int | tuple[int, ...]
@@ -242,6 +241,8 @@ def _surface(mask: Mask) -> Mask:
 
 def _nearest(points: NDArray[np.float64], others: NDArray[np.float64]) -> NDArray[np.float64]:
     # A tree of surface points is ten times faster than a distance transform of the image, and as exact.
+    from scipy.spatial import KDTree  # a quarter of a second to import; planning needs none
+
     return np.asarray(KDTree(others).query(points)[0])
 
 

@@ -51,14 +51,16 @@ def require(condition: bool, field: str, value: object, allowed: str) -> None:
 
 def to_json(value: Any) -> Any:
     """Plain dicts, lists, numbers and texts for a record; nan and infinity become null."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, str | int):  # most values, so they are told apart first
+        return value
+    if isinstance(value, list | tuple):
+        return [to_json(item) for item in value]
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: to_json(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, Mapping):
         return {str(key): to_json(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [to_json(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
     return value
 
 

@@ -6,7 +6,7 @@ its input.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -107,14 +107,22 @@ def resize_mask(mask: NDArray[np.uint8], size: Size, window: Box | None = None) 
     at, part = _part_for(mask, size, window)
     if mask.shape == size:
         return part.copy()
-    histogram = Image.fromarray(part).histogram()  # several times faster than numpy's unique
-    labels = [label for label in range(1, 256) if histogram[label]]
+    labels = _labels_of(part)
     coverage = _resize_planes(one_hot(part, labels), size, window, at, _size(mask))
     most = np.maximum(coverage.max(axis=0, initial=0), 1 - coverage.sum(axis=0)) - COVERAGE_TIE
     resized = np.zeros(coverage.shape[1:], np.uint8)
     for label, covered in zip(reversed(labels), reversed(coverage), strict=True):
         resized[covered >= most] = label  # downwards: of equal labels the lowest is painted last
     return resized
+
+
+def _labels_of(mask: NDArray[np.uint8]) -> list[int]:
+    """The values above 0, rising."""
+    largest = int(mask.max(initial=0))
+    if largest <= 2:
+        return [label for label in range(1, largest + 1) if (mask == label).any()]
+    histogram = Image.fromarray(mask).histogram()  # several times faster than numpy's unique
+    return [label for label in range(1, 256) if histogram[label]]
 
 
 def one_hot(mask: NDArray[np.uint8], labels: Sequence[int]) -> NDArray[np.float32]:
@@ -135,10 +143,18 @@ def ceiling_dice(masks: NDArray[np.uint8], size: Size, labels: Sequence[int]) ->
     Returns:
         Dice in [0, 1] per label; 1 for a label that ``masks`` has not.
     """
+    return restored_dice(masks, (resize_mask(mask, size) for mask in masks), labels)
+
+
+def restored_dice(
+    masks: NDArray[np.uint8], resized: Iterable[NDArray[np.uint8]], labels: Sequence[int]
+) -> dict[int, float]:
+    """As `ceiling_dice`, of masks (S, H, W) that `resize_mask` took to a size already, (h, w) each."""
     totals = dict.fromkeys(labels, Counts())
-    for mask in masks[masks.any(axis=(1, 2))]:
-        small = one_hot(resize_mask(mask, size), labels)
-        decided = decide(resize_probabilities(small, _size(mask)), [0.5] * len(labels))
+    for mask, small in zip(masks, resized, strict=True):
+        if not mask.any():
+            continue
+        decided = decide(resize_probabilities(one_hot(small, labels), _size(mask)), [0.5] * len(labels))
         for index, label in enumerate(labels, start=1):
             totals[label] += count(decided == index, mask == label)
     return {label: counts.dice for label, counts in totals.items()}

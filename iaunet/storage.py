@@ -1,12 +1,13 @@
 """Files that appear whole or not at all, and the hashes that say what a file was made from."""
 
+import concurrent.futures
 import contextlib
 import errno
 import hashlib
 import json
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from iaunet.errors import IaunetError, WorkspaceError
 
 TEMPORARY_SUFFIX = ".iaunet-tmp"
 """Ends the names of files that are still being written."""
+
+_plain_json = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NOT_WRITABLE = (
@@ -100,7 +103,18 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write plain values as indented JSON, see `replacing`."""
-    write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(path, _indented(value, "\n") + "\n")
+
+
+def _indented(value: Any, line: str) -> str:
+    """JSON as `json.dumps` indents it by one, several times faster; ``line`` begins the line that the value is on."""
+    deeper = line + " "
+    if isinstance(value, dict) and value:
+        items = (f"{_plain_json(str(key))}: {_indented(item, deeper)}" for key, item in value.items())
+        return f"{{{deeper}{f',{deeper}'.join(items)}{line}}}"
+    if isinstance(value, list | tuple) and value:
+        return f"[{deeper}{f',{deeper}'.join(_indented(item, deeper) for item in value)}{line}]"
+    return _plain_json(value)
 
 
 def read_json(path: Path, error: type[IaunetError], mend: str) -> Any:
@@ -144,6 +158,24 @@ def file_digest(path: Path) -> str:
     """SHA-256 of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sync_files(paths: Iterable[Path]) -> None:
+    """Bring files that others wrote to the disk, and their places in their folders.
+
+    Several at a time, which file systems with a journal do for little more than the price of one.
+    """
+    files = [*paths]
+    with concurrent.futures.ThreadPoolExecutor(8) as threads:
+        for _ in threads.map(_sync_file, files):
+            pass
+    for folder in {path.parent for path in files}:
+        sync_folder(folder)
+
+
+def _sync_file(path: Path) -> None:
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
 
 
 def sync_folder(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import contextlib
+import contextvars
 import itertools
 import math
 import multiprocessing
@@ -55,25 +56,70 @@ def map_in_processes(
     if workers <= 1:
         yield from map(function, items)
         return
-    pool = concurrent.futures.ProcessPoolExecutor(
-        workers, mp_context=multiprocessing.get_context("spawn"), initializer=serve_parent
-    )
-    waiting: deque[concurrent.futures.Future[Result]] = deque()
-    remaining = iter(items)
-    try:
-        with _holding_interrupts():
-            waiting.extend(pool.submit(function, item) for item in itertools.islice(remaining, 4 * workers))
-        while waiting:
-            result = waiting.popleft().result()
-            waiting.extend(pool.submit(function, item) for item in itertools.islice(remaining, 1))
-            yield result
-    except BrokenProcessPool as fault:
-        raise WorkspaceError(
-            "a worker process was killed, most likely because memory ran out: "
-            f"run the same command with fewer workers (--workers {max(workers // 2, 1)})"
-        ) from fault
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+    with _processes() as processes:
+        pool = processes.pool(workers)
+        waiting: deque[concurrent.futures.Future[Result]] = deque()
+        remaining = iter(items)
+        try:
+            with _holding_interrupts():
+                waiting.extend(pool.submit(function, item) for item in itertools.islice(remaining, 4 * workers))
+            while waiting:
+                result = waiting.popleft().result()
+                waiting.extend(pool.submit(function, item) for item in itertools.islice(remaining, 1))
+                yield result
+        except BrokenProcessPool as fault:
+            raise WorkspaceError(
+                "a worker process was killed, most likely because memory ran out: "
+                f"run the same command with fewer workers (--workers {max(workers // 2, 1)})"
+            ) from fault
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+class _Processes:
+    """A pool that is started when it is needed, and again when more processes are."""
+
+    def __init__(self) -> None:
+        self._pool: concurrent.futures.ProcessPoolExecutor | None = None
+        self._workers = 0
+
+    def pool(self, workers: int) -> concurrent.futures.ProcessPoolExecutor:
+        """At least so many processes."""
+        if self._pool is None or workers > self._workers:
+            self.close()
+            context = multiprocessing.get_context("spawn")
+            self._pool = concurrent.futures.ProcessPoolExecutor(workers, mp_context=context, initializer=serve_parent)
+            self._workers = workers
+        return self._pool
+
+    def close(self) -> None:
+        """End the processes."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+_kept: contextvars.ContextVar[_Processes | None] = contextvars.ContextVar("kept_processes", default=None)
+
+
+@contextlib.contextmanager
+def keeping_processes() -> Iterator[None]:
+    """Let every `map_in_processes` of the block work in the same processes, which end with it.
+
+    They are started by the first that has work for several.
+    """
+    with contextlib.closing(_Processes()) as processes:
+        token = _kept.set(processes)
+        try:
+            yield
+        finally:
+            _kept.reset(token)
+
+
+def _processes() -> contextlib.AbstractContextManager[_Processes]:
+    """The processes that are kept, else some for one purpose."""
+    kept = _kept.get()
+    return contextlib.closing(_Processes()) if kept is None else contextlib.nullcontext(kept)
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
 
 from iaunet.errors import NetworkError
+from iaunet.networks.options import OPTIONS
 
 if TYPE_CHECKING:
     from torch import nn
@@ -65,20 +66,12 @@ def default_sizes(name: str) -> dict[str, int]:
 def check_network(name: str, options: dict[str, object]) -> None:
     """Refuse a network that `build_network` does not know or that does not take these options.
 
-    A known name without options is checked without importing torch.
+    A name of `NETWORKS` is checked without importing torch.
 
     Raises:
         NetworkError: An unknown name, an unknown option, or a value unlike what the builder declares.
     """
-    if name in NETWORKS and not options:
-        return
-    parameters = inspect.signature(_find_builder(name), eval_str=True).parameters
-    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
-    accepted = {
-        key: parameter.annotation
-        for key, parameter in parameters.items()
-        if key not in SIZES and parameter.kind in (parameter.KEYWORD_ONLY, parameter.POSITIONAL_OR_KEYWORD)
-    }
+    accepted, takes_any = (OPTIONS[name], False) if name in OPTIONS else _declared_options(name)
     for option, value in options.items():
         if option not in accepted and (option in SIZES or not takes_any):
             choices = ", ".join(accepted) or "none"
@@ -86,6 +79,18 @@ def check_network(name: str, options: dict[str, object]) -> None:
         if not _fits(value, accepted.get(option, Any)):
             wanted = _in_words(accepted[option])
             raise NetworkError(f"option {option!r} of network {name!r} is {value!r}: give {wanted}")
+
+
+def _declared_options(name: str) -> tuple[dict[str, Any], bool]:
+    """The options that a builder declares, with their types, and whether it takes others besides."""
+    parameters = inspect.signature(_find_builder(name), eval_str=True).parameters
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    declared = {
+        key: parameter.annotation
+        for key, parameter in parameters.items()
+        if key not in SIZES and parameter.kind in (parameter.KEYWORD_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+    }
+    return declared, takes_any
 
 
 def _find_builder(name: str) -> Callable[..., Any]:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 import torch.nn.functional as F
@@ -11,9 +11,8 @@ from torch.autograd.function import once_differentiable
 
 from iaunet.errors import NetworkError
 from iaunet.networks.blocks import conv_norm_relu
+from iaunet.networks.options import SigmoidScale, SpatialMode
 
-SpatialMode = Literal["mean", "scaled", "literal", "channel", "softmax"]
-SigmoidScale = Literal["bias", "count"]
 LITERAL_POSITIONS = 4096
 # Keys and queries whose scores are held at once: what stays in a core's cache, and what fills an accelerator.
 CPU_BLOCK = (1024, 1024)  # 4 MiB in float32

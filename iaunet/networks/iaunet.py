@@ -8,18 +8,9 @@ from typing import Literal, get_args
 from torch import nn
 
 from iaunet.errors import NetworkError
-from iaunet.networks.attention import (
-    ChannelAttention,
-    ScaleFeatureAttention,
-    SigmoidScale,
-    SpatialAttention,
-    SpatialMode,
-)
+from iaunet.networks.attention import ChannelAttention, ScaleFeatureAttention, SpatialAttention
 from iaunet.networks.blocks import DoubleConv, Up, UShape, check_sizes, head, pooled_stages, upsample, widths
-
-Variant = Literal["fullres", "paper5"]
-ScalePlace = Literal["first", "last", "every", "none"]
-AttentionOrder = Literal["spatial_first", "channel_first"]
+from iaunet.networks.options import AttentionOrder, ScalePlace, SigmoidScale, SpatialMode, Variant
 
 
 def build_iaunet(

@@ -5,7 +5,7 @@ import time
 import torch
 from torch import nn
 
-from iaunet.device import autocasting
+from iaunet.device import casting, training_precision
 from iaunet.loss import bce_dice_loss
 
 SHRINK = 4
@@ -42,7 +42,7 @@ def time_row(network: nn.Module, channels: int, labels: int, size: tuple[int, in
 def _time_step(network: nn.Module, images: torch.Tensor, labels: int) -> float:
     images = images.contiguous(memory_format=torch.channels_last)
     start = time.perf_counter()
-    with autocasting(images.device):
+    with casting(images.device, training_precision(images.device)):
         logits = network(images)
     loss = bce_dice_loss(logits, torch.zeros(len(images), labels, *images.shape[2:], device=images.device)).loss
     loss.backward()  # type: ignore[no-untyped-call]

@@ -7,6 +7,7 @@ import torch
 from iaunet.device import (
     DeviceError,
     autocasting,
+    casting,
     choose_device,
     describe_device,
     free_memory,
@@ -14,6 +15,7 @@ from iaunet.device import (
     mixed_precision,
     random_state,
     restore_random_state,
+    training_precision,
     unused_gpu,
 )
 
@@ -58,12 +60,28 @@ def test_a_cpu_is_described_by_its_threads():
     assert describe_device(CPU) == f"cpu ({torch.get_num_threads()} threads)"
 
 
-def test_a_cpu_computes_in_plain_float32():
+def test_a_cpu_predicts_in_plain_float32():
     assert mixed_precision(CPU) is None
     with autocasting(CPU):
         product = torch.ones(2, 2) @ torch.ones(2, 2)
 
     assert product.dtype == torch.float32
+
+
+def test_training_uses_the_units_for_products_of_matrices_that_a_cpu_has():
+    info = Path("/proc/cpuinfo")
+    has_units = info.exists() and "amx_tile" in info.read_text()
+
+    assert training_precision(CPU) is (torch.bfloat16 if has_units else None)
+    assert training_precision(torch.device("mps")) is None
+
+
+def test_products_are_taken_in_the_type_asked_for():
+    matrix = torch.ones(2, 2)
+
+    for precision, dtype in ((torch.bfloat16, torch.bfloat16), (None, torch.float32)):
+        with casting(CPU, precision):
+            assert (matrix @ matrix).dtype == dtype
 
 
 def test_want_of_memory_is_told_from_other_faults():

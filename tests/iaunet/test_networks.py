@@ -1,5 +1,7 @@
+import inspect
 import subprocess
 import sys
+from importlib import import_module
 
 import numpy as np
 import pytest
@@ -9,9 +11,10 @@ from torch import nn
 
 from iaunet.errors import NetworkError
 from iaunet.loss import bce_dice_loss
-from iaunet.networks import DEPTHS, NETWORKS, build_network, check_network, default_sizes
+from iaunet.networks import DEPTHS, NETWORKS, SIZES, build_network, check_network, default_sizes
 from iaunet.networks.blocks import conv_norm_relu, head, pad_to_multiple
 from iaunet.networks.counting import count_multiply_adds, count_parameters
+from iaunet.networks.options import OPTIONS as DECLARED
 
 OPTIONS = {  # without drop path, whose draws leave some parameters without a gradient
     "swin_unet": [{"drop_path": 0.0}, {"drop_path": 0.0, "window": 3}],
@@ -300,9 +303,20 @@ def test_default_sizes_are_those_of_the_builder(tmp_path, monkeypatch):
 
 
 def test_listing_and_checking_names_imports_no_torch():
-    check = "import sys, iaunet.networks as n; [n.check_network(name, {}) for name in n.NETWORKS]; n.DEPTHS[-1]"
+    check = (
+        "import sys, iaunet.networks as n; [n.check_network(name, {}) for name in n.NETWORKS]; n.DEPTHS[-1]; "
+        "n.check_network('iaunet', {'variant': 'fullres', 'max_keys': None})"
+    )
 
     subprocess.run([sys.executable, "-c", f"{check}; assert 'torch' not in sys.modules"], check=True)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_options_of_a_network_are_those_that_its_builder_declares(name):
+    module, function = NETWORKS[name].split(":")
+    parameters = inspect.signature(getattr(import_module(module), function), eval_str=True).parameters
+
+    assert DECLARED[name] == {key: one.annotation for key, one in parameters.items() if key not in SIZES}
 
 
 def test_a_strangers_network_is_found_by_module_and_function(tmp_path, monkeypatch):

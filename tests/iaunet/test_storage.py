@@ -1,3 +1,4 @@
+import json
 import multiprocessing
 import os
 import subprocess
@@ -20,6 +21,7 @@ from iaunet.storage import (
     read_text,
     remove_leftovers,
     replacing,
+    sync_files,
     write_bytes,
     write_json,
     write_text,
@@ -206,6 +208,27 @@ def test_the_digest_of_a_file_is_sha256(tmp_path):
     write_bytes(tmp_path / "a", b"abc")
 
     assert file_digest(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+@given(JSON)
+def test_json_is_indented_as_python_indents_it(tmp_path_factory, value):
+    path = tmp_path_factory.mktemp("json") / "value.json"
+
+    write_json(path, value)
+
+    assert path.read_bytes() == (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()
+
+
+def test_files_that_others_wrote_are_synced_and_a_missing_one_is_told(tmp_path):
+    files = [tmp_path / name for name in "abc"]
+    for file in files[:2]:
+        file.write_bytes(b"rows")
+
+    sync_files(files[:2])
+
+    assert [file.read_bytes() for file in files[:2]] == [b"rows"] * 2
+    with pytest.raises(FileNotFoundError):
+        sync_files(files)
 
 
 def test_json_with_numbers_that_json_does_not_have_is_a_programmers_fault(tmp_path):

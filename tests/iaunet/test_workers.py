@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from iaunet.errors import FileError, WorkspaceError
-from iaunet.workers import default_workers, map_in_processes
+from iaunet.workers import default_workers, keeping_processes, map_in_processes
 
 
 @pytest.fixture
@@ -34,6 +34,18 @@ def test_little_work_is_done_in_this_process(jobs, n_items, workers):
 
     assert {process for _, process in results} <= {os.getpid()}
     assert len(results) == n_items
+
+
+def test_processes_that_are_kept_do_one_piece_of_work_after_another_and_end_with_the_block(jobs):
+    with keeping_processes():
+        first = {process for _, process in run_workers(jobs.square, range(20))}
+        with pytest.raises(FileError, match="is damaged"):
+            run_workers(jobs.square, [1, jobs.RAISING, *range(20)])
+        second = {process for _, process in run_workers(jobs.square, range(20))}
+        assert {process.pid for process in multiprocessing.active_children()} == first | second
+        assert len(first | second) <= 2
+
+    assert not multiprocessing.active_children()
 
 
 def test_items_are_taken_only_as_results_are(jobs):
