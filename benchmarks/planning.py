@@ -4,7 +4,7 @@
 
 The floor does nothing but decode, resize, normalise and write each image and mask, in as many processes. What both
 take whatever the number of images stands in columns of its own: for the floor, all but its work (interpreter, imports,
-processes); for the command, the seconds that the same command needs for 10 images. All take turns, round by
+processes); for the command, the seconds that the same command needs for 30 images. All take turns, round by
 round. RssAnon is what grows with the data; mapped files are not in it. nnU-Net gets the same images as PNG, written
 before the clock starts.
 """
@@ -44,7 +44,10 @@ from PIL import Image
 LARGEST = 8
 """Functions of the profile that are told."""
 
-FEW = 10
+SETTLING = 0.1
+"""Seconds that let all processes of the floor start, counted nowhere."""
+
+FEW = 30
 """Images whose planning shows what a command costs before its first image."""
 
 
@@ -87,7 +90,7 @@ class _Bench:
             commands.append(self.plan(size))
             whole, worked = self.floor(size)
             floors.append(worked)
-            starts.append(whole - worked)
+            starts.append(whole - worked - SETTLING)
             fews.append(self.plan(min(FEW, size)).seconds)
         seconds = [command.seconds for command in commands]
         work = [max(whole - few, 0.0) for whole, few in zip(seconds, fews, strict=True)]
@@ -101,7 +104,7 @@ class _Bench:
             "floor, s": spread(floors),
             "floor's start-up, s": spread(starts),
             "ratio": spread(ratios(seconds, wholes)),
-            "ratio without start-up": spread(ratios(work, floors)),
+            "ratio without start-up": spread(ratios(work, [floor * max(size - FEW, 1) / size for floor in floors])),
             "peak RssAnon, MiB": max((command.peak_mib or 0 for command in commands), default=0),
         }
 
@@ -191,7 +194,7 @@ def run_floor(cases: Path, folder: Path, workers: int) -> None:
     np.lib.format.open_memmap(images, "w+", np.float16, (len(pairs), 3, 256, 256))
     np.lib.format.open_memmap(masks, "w+", np.uint8, (len(pairs), 256, 256))
     with ProcessPoolExecutor(workers, get_context("spawn"), _open, (images, masks)) as pool:
-        list(pool.map(time.sleep, [0.1] * workers))  # all processes are there
+        list(pool.map(time.sleep, [SETTLING] * workers))  # all processes are there
         start = time.perf_counter()
         list(pool.map(_make_row, pairs, range(len(pairs)), chunksize=8))
         print(time.perf_counter() - start)

@@ -3,12 +3,12 @@
     python benchmarks/training_epoch.py [--data FOLDER] [--networks NAME:WIDTH ...] [--nnunet ENV]
 
 The trainer's own epoch and the same steps on the batches of its first epoch, kept in memory, take turns in one process:
-their ratio is what the loader costs. The parts are taken in an epoch of their own, in which a GPU is waited for after
-each of them. Model FLOPs are 2 x multiply-adds of a forward pass x 3; they stand beside the rate of a matrix product of
-4096 x 4096 on the same device, in the type that training takes products in there. nnU-Net's step is its trainer's own,
-at the same input and batch, on a batch in memory, in a process of its own. Memory is that of the whole command for one
-epoch of the narrowest U-Net on more and more images, scores of the held-out fifth included: RssAnon of the process
-tree.
+their ratio is what loading and augmenting cost (on a GPU these batches lie there, augmented). The parts are taken in an
+epoch of their own, in which a GPU is waited for after each of them. Model FLOPs are 2 x multiply-adds of a forward pass
+x 3; they stand beside the rate of a matrix product of 4096 x 4096 on the same device, in the type that training takes
+products in there. nnU-Net's step is its trainer's own, at the same input and batch, on a batch in memory, in a process
+of its own. Memory is that of the whole command for one epoch of the narrowest U-Net on more and more images, scores of
+the held-out fifth included: RssAnon of the process tree.
 """
 
 import json
@@ -143,7 +143,7 @@ class _Bench:
         trainer.build()
         trainer.resume_or_start()
         with ending_workers(trainer.loader):
-            self.batches = [*start_batches(trainer.loader)]
+            self.batches = [*map(trainer.prepare_batch, start_batches(trainer.loader))]
             self.train_epoch()
             yield
 

@@ -2,10 +2,10 @@
 
     python benchmarks/training_means.py [--networks NAME:WIDTH ...] [--batch N] [--size PX] [--device auto|cpu|cuda]
 
-The plain step is float32, channels first, with torch's usual Adam, on a batch that lies on the device. The first step of
-each is on its own, as it compiles and warms up. On a GPU batches are also brought from the CPU: from usual memory, from
-pinned memory, and from pinned memory on a stream of their own while the step before runs; and augmented there. Ratios
-are taken round by round, of seconds and of the processor's seconds, which other programs disturb less.
+The plain step is float32, channels first, with torch's usual Adam, on a batch that lies on the device. The first step
+of each is on its own, as it compiles and warms up. On a GPU batches are also brought from the CPU: from usual memory,
+from pinned memory, and from pinned memory on a stream of their own while the step before runs; and augmented there.
+Ratios are taken round by round, of seconds and of the processor's seconds, which other programs disturb less.
 """
 
 import argparse

@@ -6,7 +6,7 @@ import sys
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # names of glibc's malloc.h
 
 KEPT = 2**30
-"""Bytes that are kept at most."""
+"""Free bytes at the top of a heap (each thread may have one) before they are given back."""
 
 LARGEST = 2**25
 """Bytes of the largest blocks that are kept; glibc allows no more."""

@@ -4,6 +4,7 @@ import concurrent.futures
 import contextlib
 import errno
 import hashlib
+import itertools
 import json
 import os
 import threading
@@ -15,6 +16,9 @@ from iaunet.errors import IaunetError, WorkspaceError
 
 TEMPORARY_SUFFIX = ".iaunet-tmp"
 """Ends the names of files that are still being written."""
+
+SYNCED_AT_ONCE = 1024
+"""Files that wait to be synced at most."""
 
 _plain_json = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
 
@@ -165,11 +169,14 @@ def sync_files(paths: Iterable[Path]) -> None:
 
     Several at a time, which file systems with a journal do for little more than the price of one.
     """
-    files = [*paths]
+    folders = set()
+    waiting = iter(paths)
     with concurrent.futures.ThreadPoolExecutor(8) as threads:
-        for _ in threads.map(_sync_file, files):
-            pass
-    for folder in {path.parent for path in files}:
+        while some := [*itertools.islice(waiting, SYNCED_AT_ONCE)]:
+            for _ in threads.map(_sync_file, some):
+                pass
+            folders |= {path.parent for path in some}
+    for folder in folders:
         sync_folder(folder)
 
 

@@ -21,9 +21,10 @@ SPARE_BYTES = 2**21
 
 @dataclass(frozen=True)
 class KeptPictures:
-    """A folder of pictures at the size of the network's input with their masks, named by the files they come from.
+    """A folder of pictures at the size of the network's input with their masks.
 
-    What is missing, or could not be written, is decoded again: nothing else is lost.
+    They are named by the files they come from and their size. What is missing, or could not be written, is decoded
+    again: nothing else is lost.
     """
 
     folder: Path
@@ -37,7 +38,7 @@ class KeptPictures:
         self, image_sha256: str, mask_sha256: str | None, picture: NDArray[np.uint8], mask: NDArray[np.uint8]
     ) -> None:
         """Keep a picture [C, h, w] and the raw values [h, w] of its mask."""
-        path = self._path(image_sha256, mask_sha256)
+        path = self._path(image_sha256, mask_sha256, picture.shape)
         try:
             path.write_bytes(picture.tobytes() + mask.tobytes())
         except OSError:
@@ -49,7 +50,7 @@ class KeptPictures:
     ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]] | None:
         """A picture of shape (C, h, w) and its mask's values as they were kept, None if they were not."""
         try:
-            data = np.frombuffer(self._path(image_sha256, mask_sha256).read_bytes(), np.uint8)
+            data = np.frombuffer(self._path(image_sha256, mask_sha256, shape).read_bytes(), np.uint8)
         except OSError:
             return None
         channels, height, width = shape
@@ -58,8 +59,9 @@ class KeptPictures:
         planes = data.reshape(channels + 1, height, width)
         return planes[:-1], planes[-1]
 
-    def _path(self, image_sha256: str, mask_sha256: str | None) -> Path:
-        return self.folder / f"{image_sha256[:32]}-{(mask_sha256 or 'none')[:32]}"
+    def _path(self, image_sha256: str, mask_sha256: str | None, shape: tuple[int, ...]) -> Path:
+        size = "x".join(map(str, shape))
+        return self.folder / f"{image_sha256[:32]}-{(mask_sha256 or 'none')[:32]}-{size}"
 
 
 @contextlib.contextmanager

@@ -238,6 +238,7 @@ class PartialArrays:
 
     def finish(self) -> None:
         """Put the whole folder in the place of the final one."""
+        sync_files([self.folder / DONE])
         old = _old(self.target)
         _remove_folder(old)
         if self.target.exists():

@@ -63,6 +63,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--gpus", type=int, metavar="N", help="train each fold on N GPUs of this machine together (default: one)"
     )
+    parser.add_argument(
+        "--precision",
+        choices=("float32",),
+        help="the type of products; default: the fastest, bfloat16 on GPUs and on CPUs with units for it (AMX)",
+    )
     parser.add_argument("--weights", type=Path, metavar="FILE", help="start from the weights of a safetensors file")
     parser.add_argument("--workers", type=int, metavar="N", help="loading processes (default: chosen)")
     parser.add_argument(
@@ -129,6 +134,7 @@ def _choices(arguments: argparse.Namespace) -> "list[TrainingOptions]":
         val_only=arguments.val_only,
         restart=arguments.restart,
         workers=arguments.workers,
+        precision=arguments.precision,
         log=arguments.log,
     )
     return [dataclasses.replace(options, network=network) for network in arguments.network or [None]]

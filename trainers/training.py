@@ -57,8 +57,9 @@ class TrainingOptions:
     (else NETWORK-RECIPE-SPLIT), ``hours`` a limit for the whole command, ``memory_gb`` for a training step,
     ``weights`` a safetensors file to start from. ``val_only`` predicts and scores finished trainings again, with
     ``name`` those of that run whatever its settings; ``restart`` puts the old run aside and begins anew. ``workers``
-    are loading processes. ``log`` says where the numbers of each epoch go besides metrics.csv, by a name of
-    `iaunet.trainers.metrics_log.LOGS`.
+    are loading processes. ``precision`` "float32" takes products in it where the device would be faster in another
+    type, see `iaunet.device.training_precision`. ``log`` says where the numbers of each epoch go besides metrics.csv,
+    by a name of `iaunet.trainers.metrics_log.LOGS`.
     """
 
     network: str | None = None
@@ -78,6 +79,7 @@ class TrainingOptions:
     val_only: bool = False
     restart: bool = False
     workers: int | None = None
+    precision: str | None = None
     log: str = "csv"
 
     def __post_init__(self) -> None:
@@ -86,6 +88,7 @@ class TrainingOptions:
             value = getattr(self, name)
             require(value is None or 0 < value < math.inf, name, value, "a number above 0")
         require(self.workers is None or self.workers >= 0, "workers", self.workers, "a whole number of 0 or more")
+        require(self.precision in (None, "float32"), "precision", self.precision, "float32, or nothing for the fastest")
         if self.val_only and self.restart:
             raise TrainingError("--restart begins anew and --val_only scores what is there: give one of them")
         if self.weights is not None and not self.weights.is_file():
@@ -195,16 +198,20 @@ class _Training:
         return device
 
     @property
+    def precision(self) -> torch.dtype | None:
+        """The type that products are taken in, None for float32."""
+        return None if self.options.precision == "float32" else training_precision(self.device)
+
+    @property
     def augments_on_device(self) -> bool:
         """Whether rows are augmented by the device: on GPUs, as far as they can sample what is planned."""
         return self.device.type == "cuda" and self.plan.recipe.augmentation.interpolation_order <= MOST_ORDER
 
     def describe_means(self) -> str:
         """Where and how steps are computed: what changes their numbers though no setting changes."""
-        precision = training_precision(self.device)
         means = [describe_device(self.device)]
-        if precision is not None:
-            means.append(f"products in {str(precision).removeprefix('torch.')}")
+        if self.precision is not None:
+            means.append(f"products in {str(self.precision).removeprefix('torch.')}")
         if self.augments_on_device:
             means.append("augmented there")
         return ", ".join(means)
@@ -308,7 +315,7 @@ class _Training:
             weights=self.options.weights,
             log=self.options.log,
             ranks=self.ranks,
-            precision=training_precision(self.device),
+            precision=self.precision,
             augments_on_device=self.augments_on_device,
         )
 
@@ -341,7 +348,7 @@ class _Training:
             plan.recipe.batch_size,
             memory,
             self.device,
-            training_precision(self.device),
+            self.precision,
         )
         return RunRecord(
             plan=plan,
@@ -361,7 +368,7 @@ class _Training:
         return file_digest(self.options.weights) if self.options.weights else ""
 
     def _overrides(self) -> dict[str, str | int | float]:
-        names = ("network", "recipe", "epochs", "lr", "batch_size", "width", "memory_gb", "weights")
+        names = ("network", "recipe", "epochs", "lr", "batch_size", "width", "memory_gb", "weights", "precision")
         given = {name: getattr(self.options, name) for name in names}
         overrides = {
             name: str(value) if isinstance(value, Path) else value for name, value in given.items() if value is not None

@@ -126,15 +126,7 @@ def _find_units(folder: DatasetFolder, fold: str, choices: Sequence[TrainingOpti
     for options in choices:
         run, names = find_folds(folder, fold, options)
         logger.info("run        %s", run.root)
-        anywhere = dataclasses.replace(
-            options,
-            restart=False,
-            weights=options.weights and options.weights.resolve(),
-            split=str(Path(options.split).resolve())
-            if options.split and Path(options.split).is_file()
-            else options.split,
-        )
-        units += [Unit(folder, run, name, anywhere) for name in names]
+        units += [Unit(folder, run, name, _anywhere(options)) for name in names]
     return units
 
 

@@ -88,6 +88,7 @@ def test_a_unit_that_takes_longer_is_stopped_and_keeps_its_checkpoint(make_table
     assert (workspace / "toy" / "runs" / "unet-best-random-e100000" / "fold_0" / "checkpoint.pt").exists()
 
 
+@pytest.mark.slow
 def test_the_ablation_trains_variants_on_fold_0(make_tables, tmp_path):
     make_tables("--ablation", "no_attention")
 
@@ -102,6 +103,7 @@ def test_the_ablation_trains_variants_on_fold_0(make_tables, tmp_path):
     }
 
 
+@pytest.mark.slow
 def test_results_of_other_settings_are_refused_before_anything_is_trained(make_tables, workspace):
     make_tables("--networks", "unet")
     (workspace / "toy" / "runs" / "unet-best-random-e1").rename(workspace / "gone")

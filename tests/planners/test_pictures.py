@@ -22,9 +22,19 @@ def test_a_picture_is_found_by_the_files_it_was_made_of(tmp_path):
     assert pictures.find("b" * 64, None, PICTURE.shape) is None
 
 
-def test_a_picture_of_other_channels_or_size_is_not_taken(tmp_path):
+@pytest.mark.parametrize("shape", [(1, 8, 10), (3, 10, 8), (3, 4, 20)])
+def test_a_picture_of_other_channels_or_size_is_not_taken(tmp_path, shape):
     pictures = KeptPictures(tmp_path)
-    pictures.keep("a" * 64, None, PICTURE[:1], MASK)
+    pictures.keep("a" * 64, None, PICTURE, MASK)
+
+    assert pictures.find("a" * 64, None, shape) is None
+
+
+def test_a_picture_that_was_cut_off_is_not_taken(tmp_path):
+    pictures = KeptPictures(tmp_path)
+    pictures.keep("a" * 64, None, PICTURE, MASK)
+    (kept,) = tmp_path.iterdir()
+    kept.write_bytes(kept.read_bytes()[:-1])
 
     assert pictures.find("a" * 64, None, PICTURE.shape) is None
 

@@ -174,6 +174,14 @@ def test_the_record_holds_what_the_run_was_made_from_and_with(train_toy, workspa
     assert record.device == f"cpu ({torch.get_num_threads()} threads){products}"
 
 
+def test_products_are_taken_in_float32_where_that_is_asked_for(train_toy, workspace):
+    train_toy("0", "--epochs", "1", "--precision", "float32")
+
+    record = run_of(workspace).record
+    assert record.device == f"cpu ({torch.get_num_threads()} threads)"
+    assert record.overrides == {"epochs": 1, "precision": "float32"}
+
+
 def test_a_fold_that_is_trained_by_other_means_than_the_run_began_with_says_so(train_toy, workspace, capsys):
     train_toy("0", "--epochs", "1")
     run = run_of(workspace)
