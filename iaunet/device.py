@@ -12,6 +12,9 @@ from iaunet.errors import IaunetError
 
 CPU = torch.device("cpu")
 
+PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+"""The types that products can be taken in, by name; None is that of the numbers themselves."""
+
 _OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
 """What torch says when memory runs out on a CPU under Linux, under Windows, and on other devices."""
 
@@ -77,10 +80,22 @@ def training_precision(device: torch.device) -> torch.dtype | None:
     return torch.bfloat16 if device.type == "cpu" and _has_matrix_units() else mixed_precision(device)
 
 
+def begun_precision(name: str | None, device: torch.device) -> torch.dtype | None:
+    """The type that a training goes on with, None for plain float32: the one it began with, as far as there is one.
+
+    Args:
+        name: A name in `PRECISIONS`; None for a training of before it was recorded.
+        device: Where it goes on.
+    """
+    if name is None or (name == "float16" and device.type != "cuda"):
+        return mixed_precision(device)
+    return PRECISIONS[name]
+
+
 def _has_matrix_units() -> bool:
-    # torch 2.13 has no public question for it
-    ask = getattr(torch.cpu, "_is_amx_tile_supported", None)
-    return ask is not None and bool(ask())
+    # torch 2.13 has no public questions for it: whether the CPU has them, and whether the system lets them be used
+    questions = [getattr(torch.cpu, name, None) for name in ("_is_amx_tile_supported", "_init_amx")]
+    return all(ask is not None and ask() for ask in questions)
 
 
 @contextlib.contextmanager

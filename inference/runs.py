@@ -4,6 +4,7 @@ import logging
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 from iaunet.errors import PlanError, PredictionError, TrainingError
 from iaunet.planners.plan import Plan, load_plan
@@ -23,7 +24,8 @@ class RunRecord:
     ``plan`` is the resolved plan; ``overrides`` are the options that changed it. ``split_digest`` names the folds.
     ``micro_batch`` is the number of rows that go through the network at once. ``epochs`` is None, or the number
     that a limit of hours allowed. ``weights_sha256`` is the hash of the weights it started from, if it did.
-    ``versions`` are those of Python and the libraries.
+    ``device`` says on what the run began, ``precision`` the type that products are taken in (None if it was begun
+    before that was recorded). ``versions`` are those of Python and the libraries.
     """
 
     version: int = 1
@@ -34,6 +36,7 @@ class RunRecord:
     seed: int
     micro_batch: int
     device: str
+    precision: Literal["float32", "bfloat16", "float16"] | None = None
     threads: int
     versions: dict[str, str] = field(default_factory=dict)
     hours: float | None = None

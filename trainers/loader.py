@@ -37,9 +37,10 @@ class Batch:
     valid: torch.Tensor | None = None
 
     def split(self, n: int) -> "Iterator[Batch]":
-        """The batch in parts of at most ``n`` rows."""
-        for start in range(0, len(self.rows), n):
-            part = slice(start, start + n)
+        """The batch in ``n`` parts, as many rows each or one more."""
+        rows = len(self.rows)
+        for i in range(n):
+            part = slice(i * rows // n, (i + 1) * rows // n)
             valid = None if self.valid is None else self.valid[part]
             yield Batch(self.images[part], self.targets[part], self.rows[part], valid)
 

@@ -90,7 +90,7 @@ def row_bytes(
     """About the bytes that one row adds to the peak of a training step, forward and backward.
 
     The step runs on tensors that have a shape and a device but no memory: nothing is computed, and the network stays
-    as it is.
+    as it is (but for what it may keep aside of its parameters and buffers: give one that is not used any more).
 
     Raises:
         RuntimeError: The network looks at numbers of its input.

@@ -264,7 +264,7 @@ class Trainer:
         sums = torch.zeros(3, device=self.device)
         n_rows = self.recipe.batch_size if self.ranks.size > 1 else len(batch.rows)
         n_parts = -(-self.ranks.largest_share(n_rows) // self.micro_batch)
-        parts = list(batch.split(-(-len(batch.rows) // n_parts)))  # as many on each rank
+        parts = list(batch.split(n_parts))  # as many on each rank
         for i, part in enumerate(parts):
             images = part.images.contiguous(memory_format=torch.channels_last)
             share = len(images) / n_rows

@@ -13,7 +13,15 @@ from typing import Any
 import torch
 
 from iaunet.dataset import Dataset
-from iaunet.device import choose_device, describe_device, free_memory, training_precision, unused_gpu
+from iaunet.device import (
+    PRECISIONS,
+    begun_precision,
+    choose_device,
+    describe_device,
+    free_memory,
+    training_precision,
+    unused_gpu,
+)
 from iaunet.engines.tasks import allotted_processors
 from iaunet.errors import TrainingError
 from iaunet.inference.predictor import Predictor
@@ -123,7 +131,7 @@ def train(
     training, folds, record = ranks.first(begin)
     logger.info("run        %s", training.run.root)
     for i, name in enumerate(folds):
-        with training.holding(name):
+        with training.holding(name, record):
             still_to_do = sum(not training.run.fold(later).is_finished for later in folds[i:])
             record = training.train_fold(name, record, still_to_do)
     if sums_up and ranks.is_first:
@@ -198,20 +206,18 @@ class _Training:
         return device
 
     @property
-    def precision(self) -> torch.dtype | None:
-        """The type that products are taken in, None for float32."""
-        return None if self.options.precision == "float32" else training_precision(self.device)
-
-    @property
     def augments_on_device(self) -> bool:
         """Whether rows are augmented by the device: on GPUs, as far as they can sample what is planned."""
         return self.device.type == "cuda" and self.plan.recipe.augmentation.interpolation_order <= MOST_ORDER
 
-    def describe_means(self) -> str:
+    def describe_means(self, precision: torch.dtype | None) -> str:
         """Where and how steps are computed: what changes their numbers though no setting changes."""
-        means = [describe_device(self.device)]
-        if self.precision is not None:
-            means.append(f"products in {str(self.precision).removeprefix('torch.')}")
+        device = self.device
+        means = [torch.cuda.get_device_name(device) if device.type == "cuda" else device.type]
+        if self.ranks.size > 1:
+            means.append(f"{self.ranks.size} ranks")
+        if precision is not None:
+            means.append(f"products in {str(precision).removeprefix('torch.')}")
         if self.augments_on_device:
             means.append("augmented there")
         return ", ".join(means)
@@ -252,10 +258,20 @@ class _Training:
         self.run.write_record(record)
 
     @contextlib.contextmanager
-    def holding(self, name: str) -> Iterator[None]:
-        """Keep others from a fold: rank 0 holds it for all ranks, once it is done with the fold before."""
+    def holding(self, name: str, record: RunRecord) -> Iterator[None]:
+        """Keep others from a fold: rank 0 holds it for all ranks, once it is done with the fold before.
+
+        Raises:
+            TrainingError: Another process has begun the run anew since its record was read.
+        """
         with contextlib.ExitStack() as stack:
-            self.ranks.lead(lambda: stack.enter_context(locked(self.run.fold(name).root, "training")))
+
+            def hold() -> None:
+                stack.enter_context(locked(self.run.fold(name).root, "training"))
+                if settings(Run(self.run.root).record) != settings(record):
+                    raise TrainingError(f"{self.run.root} was begun anew meanwhile: run the same command again")
+
+            self.ranks.lead(hold)
             yield
 
     def train_fold(self, name: str, record: RunRecord, commands_folds: int) -> RunRecord:
@@ -295,7 +311,8 @@ class _Training:
 
     def _setup(self, fold: FoldFolder, cases: Fold, record: RunRecord, commands_folds: int) -> FoldSetup:
         epochs = record.epochs or self.plan.recipe.epochs
-        means = self.describe_means()
+        precision = begun_precision(record.precision, self.device)
+        means = self.describe_means(precision)
         if means != record.device:
             logger.info("this run began on %s, this fold is trained on %s: numbers may differ", record.device, means)
         return FoldSetup(
@@ -315,7 +332,7 @@ class _Training:
             weights=self.options.weights,
             log=self.options.log,
             ranks=self.ranks,
-            precision=self.precision,
+            precision=precision,
             augments_on_device=self.augments_on_device,
         )
 
@@ -341,6 +358,7 @@ class _Training:
         memory_gb = self.options.memory_gb
         memory = free_memory(self.device) if memory_gb is None else int(memory_gb * 2**30)
         plan = self.plan
+        precision = None if self.options.precision == "float32" else training_precision(self.device)
         rows = find_micro_batch(
             build_planned_network(plan),
             plan.channels,
@@ -348,7 +366,7 @@ class _Training:
             plan.recipe.batch_size,
             memory,
             self.device,
-            self.precision,
+            precision,
         )
         return RunRecord(
             plan=plan,
@@ -357,7 +375,8 @@ class _Training:
             split_digest=digest(to_json(self.split.folds)),
             seed=self.options.seed,
             micro_batch=rows,
-            device=self.describe_means(),
+            device=self.describe_means(precision),
+            precision=next(name for name, kind in PRECISIONS.items() if kind is precision),
             threads=torch.get_num_threads(),
             versions=library_versions(),
             hours=self.options.hours,
@@ -395,6 +414,8 @@ class _Training:
         memory = record.overrides.get("memory_gb")
         if self.options.memory_gb not in (None, memory):
             changed.append(f"memory: {memory} -> {self.options.memory_gb}")
+        if self.options.precision not in (None, record.precision):
+            changed.append(f"precision: {record.precision} -> {self.options.precision}")
         if changed:
             raise TrainingError(
                 f"{self.run.root} was begun with other settings ({'; '.join(changed)}): give the same settings to go "

@@ -7,6 +7,7 @@ import torch
 from iaunet.device import (
     DeviceError,
     autocasting,
+    begun_precision,
     casting,
     choose_device,
     describe_device,
@@ -74,6 +75,13 @@ def test_training_uses_the_units_for_products_of_matrices_that_a_cpu_has():
 
     assert training_precision(CPU) is (torch.bfloat16 if has_units else None)
     assert training_precision(torch.device("mps")) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "precision"), [(None, None), ("float32", None), ("bfloat16", torch.bfloat16), ("float16", None)]
+)
+def test_a_cpu_goes_on_in_the_precision_of_before_if_it_has_that(name, precision):
+    assert begun_precision(name, CPU) is precision
 
 
 def test_products_are_taken_in_the_type_asked_for():

@@ -182,12 +182,12 @@ def test_a_batch_is_split_with_its_ignored_pixels():
 
     first, second = batch.split(2)
 
-    assert (first.rows, second.rows) == ((0, 1), (2,))
+    assert (first.rows, second.rows) == ((0,), (1, 2))
     assert torch.equal(torch.cat([first.images, second.images]), batch.images)
     assert torch.equal(torch.cat([first.targets, second.targets]), batch.targets)
-    np.testing.assert_array_equal(second.valid[:, 0], masks[2:] != IGNORED)
+    np.testing.assert_array_equal(second.valid[:, 0], masks[1:] != IGNORED)
     plain = Batch(batch.images, batch.targets, batch.rows)
-    assert [part.valid for part in plain.split(1)] == [None, None, None]
+    assert [part.valid for part in plain.split(3)] == [None, None, None]
 
 
 def test_augmentation_keeps_ignored_pixels_and_makes_no_other_values(folder):

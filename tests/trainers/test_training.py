@@ -171,15 +171,29 @@ def test_the_record_holds_what_the_run_was_made_from_and_with(train_toy, workspa
     assert record.versions["torch"]
     precision = training_precision(torch.device("cpu"))
     products = "" if precision is None else ", products in bfloat16"
-    assert record.device == f"cpu ({torch.get_num_threads()} threads){products}"
+    assert record.device == f"cpu{products}"
+    assert record.precision == ("float32" if precision is None else "bfloat16")
 
 
-def test_products_are_taken_in_float32_where_that_is_asked_for(train_toy, workspace):
+def test_a_run_goes_on_in_the_precision_it_began_with(train_toy, workspace, refused):
+    """bfloat16 can be computed everywhere, so a run that begins in it can be told from one in float32 on any CPU."""
     train_toy("0", "--epochs", "1", "--precision", "float32")
+    run = run_of(workspace)
+    assert run.record.overrides == {"epochs": 1, "precision": "float32"}
+    assert (run.record.device, run.record.precision) == ("cpu", "float32")
+    train_toy("0", "--epochs", "1", "--precision", "float32", "--name", "other")
+    other = run_of(workspace, "other")
+    other.write_record(dataclasses.replace(other.record, precision="bfloat16"))
 
-    record = run_of(workspace).record
-    assert record.device == f"cpu ({torch.get_num_threads()} threads)"
-    assert record.overrides == {"epochs": 1, "precision": "float32"}
+    train_toy("1", "--epochs", "1")
+    train_toy("1", "--epochs", "1", "--name", "other")
+
+    in_float, in_bfloat = (float(metrics_of(each.fold("1"))[0]["loss"]) for each in (run, other))
+    assert in_float != in_bfloat
+    assert in_float == pytest.approx(in_bfloat, rel=0.02)
+    assert "precision: bfloat16 -> float32" in refused(
+        "2", "--epochs", "1", "--name", "other", "--precision", "float32"
+    )
 
 
 def test_a_fold_that_is_trained_by_other_means_than_the_run_began_with_says_so(train_toy, workspace, capsys):
