@@ -17,6 +17,9 @@ from iaunet.errors import IaunetError
 
 ALL_DONE, SOME_FAILED, CANNOT_BE_DONE, STOPPED = 0, 1, 2, 130
 
+RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+"""By which torchrun tells a process which rank it is; other launchers set some of them for processes on their own."""
+
 
 class Stopped(Exception):
     """The user stopped the command; the message says how to go on."""
@@ -81,17 +84,19 @@ def parse_option(text: str) -> tuple[str, str | int | float | bool | None]:
     return key, value
 
 
-def run_command(body: Callable[[], int]) -> int:
+def run_command(body: Callable[[], int], joins_ranks: bool = False) -> int:
     """Run a command's body as a command: log on the screen, faults in one line, exit codes.
 
     Args:
         body: Does the work and returns the exit code.
+        joins_ranks: Whether processes that are ranks work together: then only the first tells what is done.
 
     Returns:
         0 all done, 1 some inputs failed, 2 the request cannot be done, 130 stopped.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    with _logging_to_screen(sys.stdout):
+    tells = not (joins_ranks and is_rank(os.environ)) or os.environ["RANK"] == "0"
+    with _logging_to_screen(sys.stdout, logging.INFO if tells else logging.ERROR):
         try:
             return body()
         except IaunetError as fault:
@@ -101,14 +106,14 @@ def run_command(body: Callable[[], int]) -> int:
             print(f"stopped: {stop}", file=sys.stderr)
             return STOPPED
         except KeyboardInterrupt:
-            if _is_first_rank(os.environ):  # what stops several stops each of them
+            if tells:  # what stops several stops each of them
                 print("stopped: run the same command again to go on", file=sys.stderr)
             return STOPPED
 
 
-def _is_first_rank(environment: Mapping[str, str]) -> bool:
-    """Whether this process is the one to tell what is done: of several that train together the first."""
-    return environment.get("RANK", "0") == "0"
+def is_rank(environment: Mapping[str, str]) -> bool:
+    """Whether the variables of an environment tell a process which rank it is: all of `RANK_VARIABLES` are there."""
+    return all(environment.get(name, "").isdecimal() for name in RANK_VARIABLES)
 
 
 class _Screen(logging.StreamHandler[IO[str]]):
@@ -123,7 +128,7 @@ class _Screen(logging.StreamHandler[IO[str]]):
 
 
 @contextlib.contextmanager
-def _logging_to_screen(stream: IO[str]) -> Iterator[None]:
+def _logging_to_screen(stream: IO[str], least: int) -> Iterator[None]:
     logger = logging.getLogger("iaunet")
     if isinstance(stream, io.TextIOWrapper):
         stream.reconfigure(errors="backslashreplace")  # a name the terminal cannot show stops nothing
@@ -131,7 +136,7 @@ def _logging_to_screen(stream: IO[str]) -> Iterator[None]:
     handler.setFormatter(logging.Formatter("%(message)s"))
     level = logger.level
     logger.addHandler(handler)
-    logger.setLevel(logging.INFO if _is_first_rank(os.environ) else logging.ERROR)
+    logger.setLevel(least)
     try:
         yield
     finally:

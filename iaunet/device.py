@@ -5,6 +5,7 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -12,7 +13,13 @@ from iaunet.errors import IaunetError
 
 CPU = torch.device("cpu")
 
-PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+Precision = Literal["float32", "bfloat16", "float16"]
+
+PRECISIONS: dict[Precision, torch.dtype | None] = {
+    "float32": None,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
 """The types that products can be taken in, by name; None is that of the numbers themselves."""
 
 _OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
@@ -80,11 +87,16 @@ def training_precision(device: torch.device) -> torch.dtype | None:
     return torch.bfloat16 if device.type == "cpu" and _has_matrix_units() else mixed_precision(device)
 
 
-def begun_precision(name: str | None, device: torch.device) -> torch.dtype | None:
+def precision_name(precision: torch.dtype | None) -> Precision:
+    """The name in `PRECISIONS` of a type that products are taken in."""
+    return next(name for name, of in PRECISIONS.items() if of is precision)
+
+
+def begun_precision(name: Precision | None, device: torch.device) -> torch.dtype | None:
     """The type that a training goes on with, None for plain float32: the one it began with, as far as there is one.
 
     Args:
-        name: A name in `PRECISIONS`; None for a training of before it was recorded.
+        name: What it began with; None for a training of before it was recorded.
         device: Where it goes on.
     """
     if name is None or (name == "float16" and device.type != "cuda"):

@@ -7,6 +7,7 @@ import os
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -31,7 +32,7 @@ class AuditLine:
     """What was done with an image.
 
     Args:
-        time: When it was done, ISO 8601 in UTC.
+        time: When it was done, ISO 8601 in UTC, see `audit_time`.
         image: Its path below the folder of images.
         input_sha256: Of its bytes; of several files the hash of their hashes; empty if they cannot be read.
         mask: The file of its mask, empty if there is none.
@@ -108,14 +109,33 @@ def appending(path: Path) -> Iterator[AuditLog]:
             file.close()
 
 
-def read_audit(path: Path) -> Iterator[AuditLine]:
-    """The whole lines of an audit file, in their order; none if there is no file."""
+def audit_time() -> str:
+    """Now, as audit lines tell it: later times follow in the order of texts."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def read_audit(path: Path) -> Iterator[dict[str, Any]]:
+    """The whole lines of an audit file as JSON, in their order; none if there is no file.
+
+    Those whose image and mask are no texts are left out; `audit_line` makes records of those that are needed, which
+    takes several times longer than reading them.
+    """
     if not path.exists():
         return
     with path.open("rb") as file:
         for text in file:
-            with contextlib.suppress(ValueError, FieldError):  # of a killed process
-                yield from_json(AuditLine, json.loads(text))
+            with contextlib.suppress(ValueError):  # of a killed process
+                values = json.loads(text)
+                if isinstance(values, dict) and all(isinstance(values.get(name), str) for name in ("image", "mask")):
+                    yield values
+
+
+def audit_line(values: dict[str, Any]) -> AuditLine | None:
+    """The record of a line, None of one that another version wrote with other fields."""
+    try:
+        return from_json(AuditLine, values)
+    except FieldError:
+        return None
 
 
 def _plain(value: object) -> Any:

@@ -14,16 +14,18 @@ from iaunet.planners.plan import Plan
 from iaunet.records import load_record, require, to_json
 from iaunet.resample import Size
 from iaunet.stacks import Stack
-from iaunet.storage import file_digest, write_json
+from iaunet.storage import digest, file_digest, write_json
 from iaunet.workspace import DatasetFolder
 
 FAMILIAR = "familiar.json"
 """In the folder of a dataset that a model was imported into, which has no fingerprint."""
 
 KNOWN = "familiar_of_fingerprint.json"
-"""In the folder of a dataset, so that its fingerprint, which grows with every case, is not read at each start."""
+"""In the folder of a dataset: its fingerprint, which grows with every case, is hashed at each start but not parsed."""
 
 LOW, HIGH = 1, 99
+VERSION = 1
+"""Of the rule of `Familiar.of`: what was kept under another one is found anew."""
 ROUNDING = 1e-5
 """The fingerprint's means have six digits."""
 
@@ -88,8 +90,9 @@ class Familiar:
 
 @dataclass(frozen=True, kw_only=True)
 class _Known:
-    """What was found before: of which bytes of fingerprint.json, and the digest of that fingerprint."""
+    """What was found before: by which rule, of which bytes of fingerprint.json, and the digest of that fingerprint."""
 
+    made_by: str
     file_sha256: str
     fingerprint: str
     familiar: Familiar
@@ -101,7 +104,7 @@ def find_familiar(folder: DatasetFolder, plan: Plan) -> Familiar | None:
         if not folder.fingerprint_json.exists():
             return load_record(Familiar, folder.root / FAMILIAR, WorkspaceError, "")
         known = _know(folder)
-    except WorkspaceError:
+    except (WorkspaceError, OSError):
         return None
     return known.familiar if known.fingerprint == plan.fingerprint else None
 
@@ -111,15 +114,18 @@ def _know(folder: DatasetFolder) -> _Known:
 
     Raises:
         WorkspaceError: The fingerprint is damaged.
+        OSError: It cannot be read.
     """
     kept = folder.root / KNOWN
+    made_by = digest([LOW, HIGH, VERSION])
     sha256 = file_digest(folder.fingerprint_json)
     with contextlib.suppress(WorkspaceError):
         known = load_record(_Known, kept, WorkspaceError, "")
-        if known.file_sha256 == sha256:
+        if (known.made_by, known.file_sha256) == (made_by, sha256):
             return known
     fingerprint = load_record(Fingerprint, folder.fingerprint_json, WorkspaceError, "")
-    known = _Known(file_sha256=sha256, fingerprint=fingerprint.digest, familiar=Familiar.of(fingerprint))
-    with contextlib.suppress(WorkspaceError):  # a workspace that is only read
+    familiar = Familiar.of(fingerprint)
+    known = _Known(made_by=made_by, file_sha256=sha256, fingerprint=fingerprint.digest, familiar=familiar)
+    with contextlib.suppress(WorkspaceError, OSError):  # a workspace that is only read, or tidied by another process
         write_json(kept, to_json(known))
     return known

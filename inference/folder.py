@@ -6,9 +6,8 @@ import logging
 import re
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from functools import cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
@@ -24,7 +23,7 @@ from iaunet.discovery import IMAGE_ENDINGS, list_images, natural_order
 from iaunet.engines.parts import Part
 from iaunet.errors import FileError, IaunetError, PredictionError
 from iaunet.files import is_image_file, write_png
-from iaunet.inference.audit import AuditLine, AuditLog, AuditSettings, appending, read_audit
+from iaunet.inference.audit import AuditLine, AuditLog, AuditSettings, appending, audit_line, audit_time, read_audit
 from iaunet.inference.dicom_seg import read_model, write_segmentation
 from iaunet.inference.mosaic import Prediction
 from iaunet.inference.outcomes import Outcome, measure_mask, strips, write_outcomes
@@ -60,13 +59,15 @@ _CHANNEL = re.compile(r".+_(\d{4})", re.ASCII)
 @dataclass(frozen=True, kw_only=True)
 class FolderOptions:
     """``overlay``, ``probabilities``, ``uncertainty`` and ``dicom_seg`` write further files, the last for DICOM input;
-    ``overwrite`` replaces masks of another model."""
+    ``overwrite`` replaces masks of another model and makes those of this one again, but for those made since
+    ``made_since``, see `iaunet.inference.audit.audit_time`: what a killed process had done is not done twice."""
 
     overlay: bool = False
     probabilities: bool = False
     uncertainty: bool = False
     dicom_seg: bool = False
     overwrite: bool = False
+    made_since: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +131,8 @@ def predict_cases(
             outcomes = _predict_own(work, cases)
             write_outcomes(output / TABLE, outcomes, labels)
         return outcomes
-    share = Share(output, part, digest([model, predictor.flags_digest, names]))
+    images = [[case.name, *map(_version_of, case.files)] for case in cases]
+    share = Share(output, part, digest([model, predictor.flags_digest, names, images]))
     with share.claimed(claim), appending(share.folder / AUDIT) as audit:
         work = _Work(predictor, output, jobs, options, digest(model), audit)
         outcomes = _predict_own(work, part.of(cases))
@@ -142,10 +144,12 @@ def predict_cases(
 
 def _predict_own(work: "_Work", cases: Sequence[InputCase]) -> list[Outcome]:
     """What comes of each of the cases that this process is to predict, by name; masks that are there are kept."""
-    before = {} if work.options.overwrite else work.find(cases)
+    earlier = work.read_earlier(cases)
+    anew = work.options.overwrite and work.options.made_since is None
+    before = {} if anew else work.find(cases, earlier.told)
     outcomes = [work.record(case, outcome) for case, outcome in before.items()]
     waiting = [case for case in cases if case not in before]
-    work.tell_replaced(waiting)
+    work.tell_replaced(waiting, earlier.others)
     outcomes += _predict(waiting, work)
     return sorted(outcomes, key=lambda outcome: natural_order(outcome.image))
 
@@ -222,6 +226,14 @@ def mask_names(cases: Sequence[InputCase], endings: Sequence[str]) -> list[str]:
     ]
 
 
+def _version_of(path: Path) -> list[tuple[str, int, int]]:
+    """What tells the content of an image's file, or of the files of a series, from what was there before, unread."""
+    with contextlib.suppress(OSError):  # it fails when it is read
+        files = sorted(path.iterdir()) if path.is_dir() else [path]
+        return [(file.name, (stat := file.stat()).st_size, stat.st_mtime_ns) for file in files]
+    return []
+
+
 def _channel_of(path: Path) -> int | None:
     """The number of the channel that a file's name ends in, as nnU-Net names its files."""
     numbered = _CHANNEL.fullmatch(image_stem(path))
@@ -235,6 +247,14 @@ class _Told:
     output_sha256: str
     expected_dice: float | None
     flag: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Earlier:
+    """What earlier calls did: what they said of masks, by image and its bytes, and masks that are not asked for now."""
+
+    told: Mapping[tuple[str, str], _Told]
+    others: Collection[str]
 
 
 @dataclass(eq=False)
@@ -305,15 +325,26 @@ class _Work:
             )
         return read_stack(case.files, self.plan.slicing)
 
-    def find(self, cases: Sequence[InputCase]) -> dict[InputCase, Outcome]:
+    def read_earlier(self, cases: Sequence[InputCase]) -> _Earlier:
+        """What the audit files say, of which those of large folders are read once only."""
+        asked, masks = {case.name for case in cases}, {*self.jobs.values()}
+        told: dict[tuple[str, str], _Told] = {}
+        others: set[str] = set()
+        for values in itertools.chain.from_iterable(map(read_audit, audit_files(self.output))):
+            if values["mask"] and values["mask"] not in masks:
+                others.add(values["mask"])
+            line = audit_line(values) if values["image"] in asked else None
+            if line is not None and self._is_valid(line):
+                told[line.image, line.input_sha256] = _Told(line.output_sha256, line.expected_dice, line.flag)
+        return _Earlier(told, others)
+
+    def _is_valid(self, line: AuditLine) -> bool:
+        """Whether what a line says of a mask would be said again."""
+        by_this = (line.model, line.flags_from, line.outcome) == (self.model, self.flags_from, "done")
+        return by_this and line.time >= (self.options.made_since or "")
+
+    def find(self, cases: Sequence[InputCase], told: Mapping[tuple[str, str], _Told]) -> dict[InputCase, Outcome]:
         """What came of images before, where all their files say that this model made them from them."""
-        asked = {case.name for case in cases}
-        told = {
-            (line.image, line.input_sha256): _Told(line.output_sha256, line.expected_dice, line.flag)
-            for line in self._audit_lines()
-            if (line.model, line.flags_from, line.outcome) == (self.model, self.flags_from, "done")
-            and line.image in asked
-        }
         found = ((case, self._find(case, told)) for case in cases)
         return {case: outcome for case, outcome in found if outcome is not None}
 
@@ -344,19 +375,14 @@ class _Work:
             flag=line.flag if unchanged else CHANGED,
         )
 
-    def tell_replaced(self, waiting: Sequence[InputCase]) -> None:
+    def tell_replaced(self, waiting: Sequence[InputCase], others: Iterable[str]) -> None:
         """Say how many masks that are there are made anew, and how many are of images that are not asked for now."""
         anew = sum((self.output / self.jobs[case]).exists() for case in waiting)
         if anew:
             logger.info("note       %d masks that are there are made anew: of other images, or not finished", anew)
-        asked = {*self.jobs.values()}
-        others = {line.mask for line in self._audit_lines() if line.mask and line.mask not in asked}
         there = sum((self.output / mask).exists() for mask in others)
         if there:
             logger.info("note       %d masks of earlier calls are not in the table of this one", there)
-
-    def _audit_lines(self) -> Iterator[AuditLine]:
-        return itertools.chain.from_iterable(map(read_audit, audit_files(self.output)))
 
     def finish(self, case: InputCase, prediction: Prediction) -> Outcome:
         loaded = self.loaded[case]
@@ -398,7 +424,7 @@ class _Work:
                 loaded.sha256 = hash_files(case.files)  # of what could not be read as an image
         self.audit.add(
             AuditLine(
-                time=datetime.now(UTC).isoformat(timespec="milliseconds"),
+                time=audit_time(),
                 image=case.name,
                 input_sha256=loaded.sha256,
                 mask=outcome.mask,

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from iaunet.allocation import keep_freed_memory
@@ -11,6 +11,7 @@ from iaunet.engines import Engine
 from iaunet.engines.parts import Part
 from iaunet.engines.tasks import Task
 from iaunet.errors import IaunetError, PredictionError
+from iaunet.inference.audit import audit_time
 from iaunet.inference.folder import FolderOptions, predict_folder
 from iaunet.inference.outcomes import Outcome
 from iaunet.inference.output import ENGINE
@@ -71,7 +72,8 @@ def predict_on_engine(
 ) -> list[Outcome]:
     """Write a mask for every image of a folder, its parts beside each other.
 
-    A part whose process is killed is begun again, and goes on from the masks that are there. No picture goes through
+    A part whose process is killed is begun again, and goes on from the masks that this call made, and without
+    ``overwrite`` from those that were there before. No picture goes through
     the engine: each process reads, computes and writes at the same time, a few batches ahead and behind its networks.
 
     Args:
@@ -90,6 +92,7 @@ def predict_on_engine(
         EngineError: The engine cannot be reached.
     """
     inputs, output = inputs.resolve(), output.resolve()
+    options = replace(options, made_since=audit_time() if options.overwrite else None)
     parts = [Part(number, n_parts) for number in range(1, n_parts + 1)]
     tasks = [
         Task(

@@ -10,7 +10,7 @@ from iaunet.engines.parts import Part
 from iaunet.errors import PredictionError, WorkspaceError
 from iaunet.inference.outcomes import Outcome, write_outcomes
 from iaunet.inference.output import AUDIT, PARTS, TABLE
-from iaunet.records import from_json, to_json
+from iaunet.records import FieldError, from_json, to_json
 from iaunet.storage import read_json, remove_leftovers, write_json
 from iaunet.workspace import locked
 
@@ -20,6 +20,7 @@ SECONDS_TO_CLAIM = 120
 """How long a part waits for another that claims the folder or writes its table, which takes seconds at most."""
 
 DOING = "predicting"
+MEND = "run the command of its part again"
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Share:
         output: The folder of the masks of all parts.
         part: Which of how many.
         key: Digest of what is predicted by what. The parts of another model, of other images or of another number lie
-            apart, so that no table is put together from them.
+            apart, so that no table is put together from them; parts of two keys are not at work at once.
     """
 
     output: Path
@@ -46,16 +47,24 @@ class Share:
     def claimed(self, claim: Callable[[], None]) -> Iterator[None]:
         """Keep others from this part, and from predicting into the folder as a whole.
 
+        What this part wrote before does not count any more, so that of parts that are made again at once only the last
+        to end writes the whole table.
+
         Args:
             claim: Is called while no other part begins or ends.
 
         Raises:
-            WorkspaceError: Another process makes this part, or predicts into the folder as a whole.
+            WorkspaceError: Another process makes this part, or one of another number, by another model or of other
+                images, or predicts into the folder as a whole.
         """
         with contextlib.ExitStack() as stack:
             with locked(self.output, DOING, SECONDS_TO_CLAIM):
+                _require_no_part(self.output, besides=self.folder.parent)
                 stack.enter_context(locked(self.folder, f"{DOING} part {self.part}"))
                 claim()
+                _forget_parts(self.output, besides=self.folder.parent)
+                (self.folder / OUTCOMES).unlink(missing_ok=True)
+                remove_leftovers(self.folder)
             yield
 
     def write(self, outcomes: Sequence[Outcome], labels: Sequence[str]) -> None:
@@ -104,6 +113,7 @@ def claimed_whole(output: Path, claim: Callable[[], None]) -> Iterator[None]:
     with locked(output, DOING):
         _require_no_part(output)  # none begins from here on
         claim()
+        _forget_parts(output)
         yield
 
 
@@ -112,11 +122,25 @@ def audit_files(output: Path) -> list[Path]:
     return [output / AUDIT, *sorted(output.glob(f"{PARTS}/*/*/{AUDIT}"))]
 
 
-def _require_no_part(output: Path) -> None:
+def _require_no_part(output: Path, besides: Path | None = None) -> None:
     for folder in output.glob(f"{PARTS}/*/*/"):
-        with locked(folder, f"{DOING} a part"):
-            pass
+        if folder.parent != besides:
+            with locked(folder, f"{DOING} a part"):
+                pass
+
+
+def _forget_parts(output: Path, besides: Path | None = None) -> None:
+    """What others did does not count any more, since their masks are about to be replaced."""
+    for file in output.glob(f"{PARTS}/*/*/{OUTCOMES}"):
+        if file.parent.parent != besides:
+            file.unlink(missing_ok=True)
 
 
 def _read_outcomes(path: Path) -> list[Outcome]:
-    return [from_json(Outcome, each) for each in read_json(path, PredictionError, "run the command of its part again")]
+    values = read_json(path, PredictionError, MEND)
+    if not isinstance(values, list):
+        raise PredictionError(f"{path} holds no list of outcomes: {MEND}")
+    try:
+        return [from_json(Outcome, each) for each in values]
+    except FieldError as fault:
+        raise PredictionError(f"{path}: {fault}; {MEND}") from fault

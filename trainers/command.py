@@ -66,7 +66,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--precision",
         choices=("float32",),
-        help="the type of products; default: the fastest, bfloat16 on GPUs and on CPUs with units for it (AMX)",
+        help="the type of products; default: the fastest, half precision on GPUs, bfloat16 on CPUs with units for it "
+        "(AMX)",
     )
     parser.add_argument("--weights", type=Path, metavar="FILE", help="start from the weights of a safetensors file")
     parser.add_argument("--workers", type=int, metavar="N", help="loading processes (default: chosen)")
@@ -90,13 +91,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
     tokens = sys.argv[1:] if argv is None else argv
     arguments = build_parser().parse_args(tokens)
-    return run_command(lambda: _run(arguments, tokens))
+    return run_command(lambda: _run(arguments, tokens), joins_ranks=True)
 
 
 def _run(arguments: argparse.Namespace, tokens: Sequence[str]) -> int:
-    from iaunet.trainers.distributed import joined, must_be_started, start_ranks
+    from iaunet.trainers.distributed import joined, must_be_started, require_alone, start_ranks
     from iaunet.workspace import find_dataset
 
+    if arguments.engine is not None:
+        require_alone(arguments.gpus or 1)
     if must_be_started(os.environ, arguments.gpus):
         return start_ranks(arguments.gpus, arguments.device, [sys.executable, "-m", "iaunet", "train", *tokens])
     with terminating_like_interrupt(), joined(os.environ, arguments.device) as ranks:
@@ -108,8 +111,9 @@ def _run(arguments: argparse.Namespace, tokens: Sequence[str]) -> int:
 
         choices = ranks.first(lambda: _choices(arguments))
         runs = train_networks(folder, arguments.fold, choices, engine, part, ranks)
-    names = shlex.quote(folder.name), " ".join(shlex.quote(run.name) for run in runs)
-    logger.info("next       iaunet_predict -i FOLDER -o FOLDER -d %s --run %s", *names)
+    usable = " ".join(shlex.quote(run.name) for run in runs if run.finished_folds())
+    if usable:
+        logger.info("next       iaunet_predict -i FOLDER -o FOLDER -d %s --run %s", shlex.quote(folder.name), usable)
     return ALL_DONE
 
 

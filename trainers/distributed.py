@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from iaunet.console import CANNOT_BE_DONE, STOPPED, Stopped
+from iaunet.console import CANNOT_BE_DONE, RANK_VARIABLES, STOPPED, Stopped, is_rank
 from iaunet.errors import IaunetError, TrainingError
 from iaunet.workers import default_workers
 
@@ -177,8 +177,8 @@ ALONE = Ranks()
 """A process that trains without others."""
 
 
-_NUMBERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-"""The variables by which torchrun tells a process which rank it is."""
+SHARED_DEVICES = ("auto", "cuda", "cpu")
+"""The devices that several ranks can be asked to compute on, each on its own GPU or all on the CPU."""
 
 
 def must_be_started(environment: Mapping[str, str], gpus: int | None) -> bool:
@@ -195,19 +195,25 @@ def must_be_started(environment: Mapping[str, str], gpus: int | None) -> bool:
         return False
     if gpus < 1:
         raise TrainingError(f"--gpus {gpus} cannot be: give 1 or more")
-    if not _is_rank(environment):
+    if not is_rank(environment):
         return gpus > 1
     if gpus != int(environment["WORLD_SIZE"]):
         raise TrainingError(f"--gpus {gpus} within {environment['WORLD_SIZE']} ranks: leave it out")
     return False
 
 
-def _is_rank(environment: Mapping[str, str]) -> bool:
-    return all(environment.get(name, "").isdecimal() for name in _NUMBERS)
+def require_alone(n: int) -> None:
+    """Refuse several ranks where an engine is to train.
+
+    Raises:
+        TrainingError: ``n`` is more than one.
+    """
+    if n > 1:
+        raise TrainingError("an engine trains each fold in one process: give --engine or several ranks, not both")
 
 
 def _read_rank(environment: Mapping[str, str]) -> Ranks:
-    return Ranks(*(int(environment[name]) for name in _NUMBERS)) if _is_rank(environment) else ALONE
+    return Ranks(*(int(environment[name]) for name in RANK_VARIABLES)) if is_rank(environment) else ALONE
 
 
 @contextlib.contextmanager
@@ -220,7 +226,8 @@ def joined(environment: Mapping[str, str], device: str) -> Iterator[Ranks]:
 
     Raises:
         TrainingError: The ranks do not find each other, or another one ended too early, or there is no such device.
-        SystemExit: Another rank ended too early, and what started the ranks tells of it.
+        SystemExit: Another rank ended too early, and what started the ranks tells of it; or there is no such device,
+            and another rank of this machine tells of it.
     """
     ranks = _read_rank(environment)
     if ranks.size == 1:
@@ -229,27 +236,39 @@ def joined(environment: Mapping[str, str], device: str) -> Iterator[Ranks]:
     import torch
     from torch import distributed
 
-    own = torch.device(rank_device(device, ranks))
+    own, fault = _find_device(device, ranks)
     if own.type == "cuda":
         torch.cuda.set_device(own)
     try:
         backend = "cpu:gloo,cuda:nccl" if own.type == "cuda" else "gloo"
         distributed.init_process_group(backend, timeout=EXCHANGE_TIMEOUT)
         group = distributed.new_group(backend="gloo", timeout=WAITING_TIMEOUT)
+        if fault is not None:  # only now: a rank that ends before others are there has them killed, untold
+            raise replace(ranks, rank=ranks.local_rank).told_once(fault)  # each machine has its own GPUs
         yield replace(ranks, waiting=group, parent=os.getppid())
-    except RuntimeError as fault:
-        if not _is_lost_rank(fault):
+    except RuntimeError as error:
+        if not _is_lost_rank(error):
             raise
         if distributed.is_torchelastic_launched():
-            raise SystemExit(CANNOT_BE_DONE) from fault
-        reason = str(fault).split("\n")[0]
+            raise SystemExit(CANNOT_BE_DONE) from error
+        reason = str(error).split("\n")[0]
         raise TrainingError(
             f"another of the {ranks.size} ranks ended or cannot be reached ({reason}): "
             "run the same command again to go on"
-        ) from fault
+        ) from error
     finally:
         if distributed.is_initialized():
             distributed.destroy_process_group()
+
+
+def _find_device(wish: str, ranks: Ranks) -> "tuple[torch.device, TrainingError | None]":
+    """The device of this rank, or the CPU with the fault of the one that is wished for."""
+    import torch
+
+    try:
+        return torch.device(rank_device(wish, ranks)), None
+    except TrainingError as fault:
+        return torch.device("cpu"), fault
 
 
 def rank_device(wish: str, ranks: Ranks) -> str:
@@ -266,10 +285,20 @@ def rank_device(wish: str, ranks: Ranks) -> str:
 
     if ranks.size == 1 or wish == "cpu" or (wish == "auto" and not torch.cuda.is_available()):
         return "cpu" if ranks.size > 1 else wish
-    if wish not in ("auto", "cuda"):
-        raise TrainingError(f"--device {wish} is one device for {ranks.size} ranks: give auto, cuda or cpu")
-    require_gpus(ranks.local_size)
+    _require_shared(wish, ranks.size)
+    found = torch.cuda.device_count()
+    if ranks.local_size > found:
+        raise TrainingError(
+            f"{ranks.local_size} ranks on this machine need a GPU each, and torch can use {found}: "
+            + (f"start {found} of them, or " if found else "")
+            + "give --device cpu"
+        )
     return f"cuda:{ranks.local_rank}"
+
+
+def _require_shared(device: str, n: int) -> None:
+    if device not in SHARED_DEVICES:
+        raise TrainingError(f"--device {device} is one device for {n} ranks: give auto, cuda or cpu")
 
 
 def require_gpus(n: int) -> None:
@@ -300,8 +329,9 @@ def start_ranks(n: int, device: str, command: Sequence[str]) -> int:
         The exit code: 0, or that of the rank that ended first with another one.
 
     Raises:
-        TrainingError: There are fewer GPUs, or a rank was killed.
+        TrainingError: There are fewer GPUs, the device is a single one, or a rank was killed.
     """
+    _require_shared(device, n)
     if device != "cpu":
         require_gpus(n)
     from torch.distributed.elastic.multiprocessing.api import SignalException

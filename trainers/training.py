@@ -14,11 +14,11 @@ import torch
 
 from iaunet.dataset import Dataset
 from iaunet.device import (
-    PRECISIONS,
     begun_precision,
     choose_device,
     describe_device,
     free_memory,
+    precision_name,
     training_precision,
     unused_gpu,
 )
@@ -140,19 +140,30 @@ def train(
 
 
 def find_folds(folder: DatasetFolder, fold: str, options: TrainingOptions) -> tuple[Run, list[str]]:
-    """The run and the folds that `train` would train; an old run that is in the way of ``restart`` is put aside.
+    """The run and the folds that `train` would train: all is checked but what depends on the device, nothing is begun.
 
     Raises:
         TrainingError: The fold or a setting cannot be, or the run was begun with other settings.
-        WorkspaceError: The run is to be put aside, but another process is training one of its folds.
+        NetworkError: The network cannot be built with these options.
     """
     training = _Training(folder, options, ALONE)
     names = training.parse_folds(fold)
-    if options.restart:
-        _put_aside(training.run)
-    elif options.val_only or training.run.run_json.exists():
+    # a stranger's network may look at numbers, which are not there
+    with contextlib.suppress(RuntimeError), torch.device("meta"):
+        build_planned_network(training.plan)
+    if not options.restart and (options.val_only or training.run.run_json.exists()):
         training.settle_record()
     return training.run, names
+
+
+def put_aside(folder: DatasetFolder, run: Run) -> None:
+    """Rename the folder of a run, if there is one, so that other processes begin it anew, each on a device of its own.
+
+    Raises:
+        WorkspaceError: Another process is training one of its folds.
+    """
+    with locked(folder.runs, "beginning a run", SECONDS_TO_BEGIN):
+        _put_aside(run)
 
 
 def sum_up(folder: DatasetFolder, options: TrainingOptions, ranks: Ranks = ALONE) -> Run:
@@ -376,7 +387,7 @@ class _Training:
             seed=self.options.seed,
             micro_batch=rows,
             device=self.describe_means(precision),
-            precision=next(name for name, kind in PRECISIONS.items() if kind is precision),
+            precision=precision_name(precision),
             threads=torch.get_num_threads(),
             versions=library_versions(),
             hours=self.options.hours,

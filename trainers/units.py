@@ -4,15 +4,17 @@ import dataclasses
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from iaunet.engines import Engine
 from iaunet.engines.parts import Part
 from iaunet.engines.tasks import Task
 from iaunet.errors import IaunetError, TrainingError
 from iaunet.inference.runs import Run
-from iaunet.trainers.distributed import ALONE, Ranks
-from iaunet.trainers.training import TrainingOptions, find_folds, sum_up, train
+from iaunet.trainers.distributed import ALONE, Ranks, require_alone
+from iaunet.trainers.training import TrainingOptions, find_folds, put_aside, sum_up, train
 from iaunet.workspace import DatasetFolder
 
 logger = logging.getLogger(__name__)
@@ -40,7 +42,27 @@ class Unit:
     @property
     def is_finished(self) -> bool:
         """Whether nothing is left to do."""
-        return self.run.fold(self.fold).is_finished and not self.options.val_only
+        return self.run.fold(self.fold).is_finished and not (self.options.val_only or self.options.restart)
+
+
+class _Tasks(Sequence[Task[Unit]]):
+    """What an engine is to do; old runs are put aside when it first looks at it, which is once it is reached."""
+
+    def __init__(self, units: Sequence[Unit]) -> None:
+        self.units = units
+
+    def __len__(self) -> int:
+        return len(self._begun)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._begun[index]
+
+    @cached_property
+    def _begun(self) -> list[Task[Unit]]:
+        for folder, run in dict.fromkeys((unit.folder, unit.run) for unit in self.units if unit.options.restart):
+            put_aside(folder, run)
+        units = [dataclasses.replace(unit, options=_anywhere(unit.options)) for unit in self.units]
+        return [Task(unit.name, unit, unit.log) for unit in units]
 
 
 def train_unit(unit: Unit) -> None:
@@ -70,14 +92,19 @@ def train_networks(
         The runs.
 
     Raises:
-        TrainingError: A fold or a setting cannot be, a run was begun with other settings, or folds failed.
+        TrainingError: A fold or a setting cannot be, a run was begun with other settings, two networks would have
+            the same run, or folds failed. All but the last is told before anything is begun or put aside.
         EngineError: The engine cannot be reached.
         Stopped: A signal asked to stop; everything is saved.
     """
     ranks.first(lambda: _refuse(choices, engine, part, ranks))
     if engine is None and part is None:
+        if len(choices) > 1:  # the last one's faults are told before the first one is trained
+            ranks.lead(lambda: _find_units(folder, fold, choices))
         return [train(folder, fold, options, ranks) for options in choices]
     units = ranks.first(lambda: _find_units(folder, fold, choices))
+    for run in dict.fromkeys(unit.run for unit in units):
+        logger.info("run        %s", run.root)
     if engine is not None:
         _train_on(engine, units)
     elif part is not None:
@@ -93,16 +120,19 @@ def _refuse(choices: Sequence[TrainingOptions], engine: Engine | None, part: Par
         raise TrainingError("--hours is shared out among the folds of one run in turn: give --epochs instead")
     if part and any(options.restart for options in choices):
         raise TrainingError("--restart would put aside what other parts train: give --name for another run")
-    if engine and ranks.size > 1:
-        raise TrainingError("an engine trains each fold in one process: give --engine or several ranks, not both")
+    if engine:
+        require_alone(ranks.size)
 
 
 def _train_on(engine: Engine, units: Sequence[Unit]) -> None:
-    """Train what is left to do as calls of an engine."""
-    tasks = [Task(unit.name, unit, unit.log) for unit in units if not unit.is_finished]
+    """Train what is left to do as calls of an engine; old runs are put aside once it is reached."""
+    units = [unit for unit in units if not unit.is_finished]
+    if not units:
+        return
+    tasks = _Tasks(units)
     on_gpu = any(unit.options.device != "cpu" for unit in units)
     faults: dict[str, IaunetError] = {}
-    for task, outcome in engine.run(train_unit, tasks, on_gpu) if tasks else ():
+    for task, outcome in engine.run(train_unit, tasks, on_gpu):
         if outcome is not None:
             faults[task.name] = outcome
         logger.info("%s %s", task.name, "is finished" if outcome is None else f"failed: {outcome}")
@@ -120,13 +150,14 @@ def _train_part(part: Part, units: Sequence[Unit], ranks: Ranks) -> None:
 
 
 def _find_units(folder: DatasetFolder, fold: str, choices: Sequence[TrainingOptions]) -> list[Unit]:
-    """The units of all networks; old runs are put aside where that is asked for, and paths are made absolute."""
+    """The units of all networks, checked; nothing is begun. The folder's path is made absolute."""
     folder = DatasetFolder(folder.root.resolve())
-    units = []
+    units: list[Unit] = []
     for options in choices:
         run, names = find_folds(folder, fold, options)
-        logger.info("run        %s", run.root)
-        units += [Unit(folder, run, name, _anywhere(options)) for name in names]
+        if any(unit.run == run for unit in units):
+            raise TrainingError(f"two networks would have the same run {run.name}: give each --network once")
+        units += [Unit(folder, run, name, options) for name in names]
     return units
 
 

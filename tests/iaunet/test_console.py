@@ -57,29 +57,55 @@ def test_help_shows_defaults_and_the_workspace(parser):
     assert "--workspace DIR" in text
 
 
-def test_of_several_ranks_one_tells_what_is_done_and_each_what_went_wrong(capsys, monkeypatch):
+@pytest.fixture
+def become_rank(monkeypatch):
+    """Set what torchrun tells a process by."""
+
+    def become(rank):
+        for name, value in {"RANK": rank, "WORLD_SIZE": 2, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": 2}.items():
+            monkeypatch.setenv(name, str(value))
+
+    return become
+
+
+def test_of_several_ranks_one_tells_what_is_done_and_each_what_went_wrong(capsys, become_rank):
     def body():
         logging.getLogger("iaunet.anything").info("done")
         raise PlanError("a fault")
 
     told = []
-    for rank in "01":
-        monkeypatch.setenv("RANK", rank)
-        assert run_command(body) == 2
+    for rank in (0, 1):
+        become_rank(rank)
+        assert run_command(body, joins_ranks=True) == 2
         told.append(capsys.readouterr())
 
     assert [rank.out for rank in told] == ["done\n", ""]
     assert [rank.err for rank in told] == ["error: a fault\n"] * 2
 
 
-def test_what_interrupts_several_ranks_is_told_once(capsys, monkeypatch):
+def test_what_interrupts_several_ranks_is_told_once(capsys, become_rank):
+    become_rank(1)
+
+    assert run_command(stop_with(KeyboardInterrupt()), joins_ranks=True) == 130
+    assert capsys.readouterr().err == ""
+
+
+def test_processes_that_join_nobody_tell_what_they_do(capsys, monkeypatch, become_rank):
     def body():
+        logging.getLogger("iaunet.anything").info("done")
         raise KeyboardInterrupt
 
-    monkeypatch.setenv("RANK", "1")
-
+    told = []
+    become_rank(1)
     assert run_command(body) == 130
-    assert capsys.readouterr().err == ""
+    told.append(capsys.readouterr())
+    monkeypatch.delenv("LOCAL_RANK")
+    monkeypatch.delenv("LOCAL_WORLD_SIZE")  # as launchers do that know of no ranks of a machine
+    assert run_command(body, joins_ranks=True) == 130
+    told.append(capsys.readouterr())
+
+    assert [each.out for each in told] == ["done\n"] * 2
+    assert [each.err for each in told] == ["stopped: run the same command again to go on\n"] * 2
 
 
 def stop_with(fault):

@@ -5,7 +5,7 @@ import threading
 import pytest
 
 from iaunet.errors import WorkspaceError
-from iaunet.inference.audit import AuditLine, AuditSettings, appending, read_audit
+from iaunet.inference.audit import AuditLine, AuditSettings, appending, audit_line, read_audit
 from iaunet.inference.postprocessing import LabelCleaning
 
 LINE = AuditLine(
@@ -41,8 +41,8 @@ def test_lines_are_added_to_those_that_are_there(path):
         with appending(path) as audit:
             audit.add(dataclasses.replace(LINE, seconds=float(number)))
 
-    assert [line.seconds for line in read_audit(path)] == [0, 1]
-    assert dataclasses.replace(next(read_audit(path)), seconds=0.25) == LINE
+    assert [line["seconds"] for line in read_audit(path)] == [0, 1]
+    assert dataclasses.replace(audit_line(next(read_audit(path))), seconds=0.25) == LINE
     assert json.loads(path.read_text(encoding="utf-8").splitlines()[0])["image"] == "größe 1.png"
 
 
@@ -55,7 +55,7 @@ def test_half_a_line_of_a_killed_process_spoils_no_other(path):
     with appending(path) as audit:
         audit.add(dataclasses.replace(LINE, image="next.png"))
 
-    assert [line.image for line in read_audit(path)] == ["größe 1.png", "next.png"]
+    assert [line["image"] for line in read_audit(path)] == ["größe 1.png", "next.png"]
 
 
 def test_threads_do_not_mix_their_lines(path):
@@ -66,7 +66,14 @@ def test_threads_do_not_mix_their_lines(path):
         for thread in threads:
             thread.join()
 
-    assert [*read_audit(path)] == [LINE] * 400
+    assert [*map(audit_line, read_audit(path))] == [LINE] * 400
+
+
+def test_lines_of_another_version_are_no_records_and_those_of_nothing_are_left_out(path):
+    path.parent.mkdir()
+    path.write_text('{"image": "a.png", "mask": ""}\n[]\n{"image": "a.png", "mask": 1}\n')
+
+    assert [*map(audit_line, read_audit(path))] == [None]
 
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path):

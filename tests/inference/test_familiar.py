@@ -99,3 +99,20 @@ def test_what_is_familiar_is_found_again_without_the_fingerprint_until_that_chan
     assert find_familiar(folder, plan) == found
     (folder.root / KNOWN).write_text("damaged")
     assert find_familiar(folder, plan) == found
+
+
+def test_what_was_kept_under_another_rule_is_found_anew(folder):
+    plan = load_plan(folder.plan_json)
+    found = find_familiar(folder, plan)
+    kept = json.loads((folder.root / KNOWN).read_text())
+    write_json(folder.root / KNOWN, {**kept, "made_by": "other", "familiar": to_json(COLOUR)})
+
+    assert find_familiar(folder, plan) == found
+
+
+def test_of_a_fingerprint_that_cannot_be_read_nothing_is_known(folder):
+    plan = load_plan(folder.plan_json)
+    folder.fingerprint_json.unlink()
+    folder.fingerprint_json.mkdir()
+
+    assert find_familiar(folder, plan) is None

@@ -77,6 +77,20 @@ def test_a_part_that_fails_is_told_and_made_by_the_next_call(choice, images, who
     assert (tmp_path / "out" / "case_01.png").read_bytes() == (whole / "case_01.png").read_bytes()
 
 
+def test_overwriting_on_an_engine_makes_every_mask_again_once_though_a_part_is_begun_again(choice, images, tmp_path):
+    class Twice(NextDoor):
+        def run(self, function, tasks, on_gpu):
+            first.extend(result for _, result in super().run(function, tasks, on_gpu))
+            return super().run(function, tasks, on_gpu)
+
+    first = []
+    predict_on_engine(NextDoor(), choice, images, tmp_path / "out", FolderOptions(), 2)
+    again = predict_on_engine(Twice(), choice, images, tmp_path / "out", FolderOptions(overwrite=True), 2)
+
+    assert {outcome.status for part in first for outcome in part} == {"done"}
+    assert {outcome.status for outcome in again} == {"kept"}
+
+
 def test_a_model_s_file_is_loaded_as_a_data_set_is(choice, trained_toy, tmp_path):
     model = tmp_path / "model.zip"
     export_model(choice.dataset, model)

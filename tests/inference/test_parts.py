@@ -8,6 +8,7 @@ import pytest
 from iaunet.engines.parts import Part
 from iaunet.errors import PredictionError, WorkspaceError
 from iaunet.inference.folder import FolderOptions, predict_folder
+from iaunet.inference.parts import Share
 from iaunet.inference.predictor import Predictor
 from iaunet.inference.runs import Run
 from iaunet.storage import TEMPORARY_SUFFIX
@@ -127,3 +128,56 @@ def test_parts_of_another_model_are_refused(predict, predictor, images, tmp_path
 
     with pytest.raises(PredictionError, match="holds masks of another model: use --overwrite"):
         predict_folder(mirrored, images, tmp_path, FolderOptions(), Part(2, 2))
+
+
+def test_parts_of_another_key_are_refused_while_one_is_at_work(predict, predictor, images, tmp_path):
+    predict(tmp_path, "1/2")
+    [folder] = tmp_path.glob("parts/*/1")
+    mirrored = Predictor(predictor.plan, [*predictor.ensemble.networks], predictor.device, mirroring=True)
+    before = (tmp_path / "predictions.json").read_bytes()
+
+    with locked(folder, "predicting"):
+        with pytest.raises(WorkspaceError, match="another process is predicting a part in"):
+            predict_folder(mirrored, images, tmp_path, FolderOptions(overwrite=True), Part(1, 2))
+        with pytest.raises(WorkspaceError, match="another process is predicting a part in"):
+            predict(tmp_path, "1/3")
+    assert (tmp_path / "predictions.json").read_bytes() == before
+
+
+def test_parts_of_images_that_changed_since_do_not_count(predict, images, tmp_path):
+    for part in ("1/2", "2/2"):
+        predict(tmp_path, part)
+    (tmp_path / "predictions.csv").unlink()
+    shutil.copyfile(images / "case_00.png", images / "case_01.png")
+
+    predict(tmp_path, "1/2")
+    assert not (tmp_path / "predictions.csv").exists()
+    predict(tmp_path, "2/2")
+    assert (tmp_path / "predictions.csv").exists()
+
+
+def test_a_part_that_is_begun_again_does_not_count_until_it_ends(tmp_path):
+    share = Share(tmp_path, Part(1, 2), "key")
+    left = share.folder / f".killed{TEMPORARY_SUFFIX}"
+    share.write([], [])
+    Share(tmp_path, Part(2, 2), "key").write([], [])
+    left.write_bytes(b"half")
+
+    with share.claimed(lambda: None):
+        assert not left.exists()
+    assert not share.unite([], [])
+    share.write([], [])
+    assert share.unite([], [])
+
+
+@pytest.mark.parametrize("text", ["{}", '[{"image": "a.png"}]'])
+def test_outcomes_that_are_none_are_told_with_their_file(tmp_path, text):
+    share = Share(tmp_path, Part(1, 1), "key")
+    share.write([], [])
+    (share.folder / "outcomes.json").write_text(text)
+
+    with pytest.raises(PredictionError, match=r"outcomes\.json.*: .*run the command of its part again"):
+        share.unite([], [])
+    (share.folder / "outcomes.json").write_text("{}")
+    with pytest.raises(PredictionError, match=r"outcomes\.json holds no list of outcomes: run the command"):
+        share.unite([], [])

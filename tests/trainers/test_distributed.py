@@ -26,7 +26,7 @@ from iaunet.planners.plan import NetworkPlan, load_plan
 from iaunet.preprocessing.arrays import open_arrays
 from iaunet.trainers.checkpoint import load_checkpoint
 from iaunet.trainers.command import main
-from iaunet.trainers.distributed import ALONE, Ranks, joined, must_be_started, rank_device, start_ranks
+from iaunet.trainers.distributed import ALONE, Ranks, joined, must_be_started, rank_device, require_alone, start_ranks
 from iaunet.trainers.trainer import FoldSetup, Trainer
 from iaunet.workspace import DatasetFolder
 
@@ -279,6 +279,15 @@ def test_rank_0_leads_and_its_numbers_hold(ranks):
 # Who is a rank, and where it computes -------------------------------------------------------------------------------
 
 
+def two_ranks():
+    """The environment of each of two ranks on this machine that no launcher watches."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    return [{**meeting, "RANK": rank, "LOCAL_RANK": rank} for rank in "01"]
+
+
 @pytest.mark.parametrize(("n", "size"), [(16, 2), (16, 3), (5, 4), (3, 3), (7, 1)])
 def test_shares_cover_the_rows_and_differ_by_one_at_most(n, size):
     shares = [Ranks(rank, size).share(n) for rank in range(size)]
@@ -312,13 +321,35 @@ def test_other_ranks_than_the_first_end_silently_with_the_same_exit_code():
 def test_ranks_without_gpus_compute_on_the_cpu_where_that_is_not_against_the_wish():
     assert rank_device("auto", Ranks(1, 2, 1, 2)) == rank_device("cpu", Ranks(1, 2, 1, 2)) == "cpu"
     assert rank_device("mps", ALONE) == "mps"
-    with pytest.raises(TrainingError, match="2 GPUs are asked for, and torch can use 0 on this machine: leave out"):
+    with pytest.raises(TrainingError, match=r"2 ranks .* need a GPU each, and torch can use 0: give --device cpu$"):
         rank_device("cuda", Ranks(1, 2, 1, 2))
 
 
 def test_one_device_for_several_ranks_is_refused():
-    with pytest.raises(TrainingError, match="--device cuda:1 is one device for 2 ranks: give auto, cuda or cpu"):
-        rank_device("cuda:1", Ranks(1, 2, 1, 2))
+    for refuse in (lambda: rank_device("cuda:1", Ranks(1, 2, 1, 2)), lambda: start_ranks(2, "cuda:1", ["false"])):
+        with pytest.raises(TrainingError, match="--device cuda:1 is one device for 2 ranks: give auto, cuda or cpu"):
+            refuse()
+
+
+def test_a_device_that_cannot_be_is_told_by_one_rank():
+    program = (
+        "import os, sys\n"
+        "from iaunet.console import run_command\n"
+        "from iaunet.trainers.distributed import joined\n"
+        "def body():\n"
+        "    with joined(os.environ, 'cuda:1'): return 0\n"
+        "sys.exit(run_command(body, joins_ranks=True))\n"
+    )
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", program], env={**os.environ, **variables}, stderr=subprocess.PIPE, text=True
+        )
+        for variables in two_ranks()
+    ]
+    told = [rank.communicate(timeout=120)[1] for rank in ranks]
+
+    assert [rank.returncode for rank in ranks] == [2, 2]
+    assert told == ["error: --device cuda:1 is one device for 2 ranks: give auto, cuda or cpu\n", ""]
 
 
 def test_ranks_are_started_unless_they_are_started_already():
@@ -330,6 +361,12 @@ def test_ranks_are_started_unless_they_are_started_already():
         must_be_started({}, 0)
     with pytest.raises(TrainingError, match="--gpus 4 within 2 ranks: leave it out"):
         must_be_started(rank, 4)
+
+
+def test_several_ranks_are_refused_where_one_process_is_to_train():
+    require_alone(1)
+    with pytest.raises(TrainingError, match="in one process: give --engine or several ranks, not both"):
+        require_alone(2)
 
 
 @pytest.mark.skipif(torch.cuda.device_count() > 98, reason="there are as many GPUs")
@@ -452,14 +489,7 @@ def test_ranks_stop_after_their_step_when_what_started_them_is_gone(start, works
 
 @pytest.mark.slow
 def test_ranks_without_a_launcher_tell_themselves_that_another_is_gone(start):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    first, second = (
-        start(*SLOW, "--device", "cpu", RANK=str(rank), LOCAL_RANK=str(rank), SLOW_SECONDS="0.2", **meeting)
-        for rank in (0, 1)
-    )
+    first, second = (start(*SLOW, "--device", "cpu", SLOW_SECONDS="0.2", **variables) for variables in two_ranks())
     read_until(first, "epoch 1/4")
     second.kill()
     _, err = first.communicate(timeout=120)

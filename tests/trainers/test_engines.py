@@ -13,8 +13,8 @@ import pytest
 from iaunet.engines.parts import Part
 from iaunet.engines.ray_cluster import RayEngine
 from iaunet.engines.slurm import SlurmEngine
-from iaunet.engines.tasks import pack, work
-from iaunet.errors import TrainingError
+from iaunet.engines.tasks import EngineError, pack, work
+from iaunet.errors import IaunetError, TrainingError, WorkspaceError
 from iaunet.inference.runs import Run
 from iaunet.trainers.checkpoint import load_checkpoint
 from iaunet.trainers.command import main
@@ -35,6 +35,14 @@ class NextDoor:
         for task in tasks:
             self.names.append(task.name)
             yield task, work(*pack(function, task, None))
+
+
+class OutOfReach:
+    """An engine that cannot be reached."""
+
+    def run(self, function, tasks, on_gpu):
+        raise EngineError("nobody answers")
+        yield
 
 
 @pytest.fixture
@@ -88,6 +96,57 @@ def test_an_old_run_is_put_aside_once_before_its_folds_are_trained(toy):
     assert run_of(toy).crossval_json.exists()
 
 
+@pytest.mark.parametrize(
+    ("engine", "others", "line"),
+    [
+        (OutOfReach(), [], "nobody answers"),
+        (NextDoor(), [options(network="unett", restart=True)], "unett"),
+        (
+            NextDoor(),
+            [options(network="swin_unet", network_options={"drop_path": 2.0}, restart=True)],
+            "drop_path is 2.0",
+        ),
+        (NextDoor(), [options(network="unet", restart=True)], f"two networks would have the same run {RUN}: give each"),
+        (None, [options(network="unet", restart=True)], f"two networks would have the same run {RUN}: give each"),
+        (None, [options(network="unett", restart=True)], "unett"),
+        (None, [options(network="swin_unet", network_options={"drop_path": 2.0}, restart=True)], "drop_path is 2.0"),
+    ],
+)
+def test_old_runs_stay_in_their_places_when_something_cannot_begin(toy, engine, others, line):
+    train(toy, "0", options())
+    before = weights_of(run_of(toy))
+
+    with pytest.raises(IaunetError, match=line):
+        train_networks(toy, "0", [options(restart=True), *others], engine)
+
+    assert [path.name for path in toy.runs.iterdir() if path.is_dir()] == [RUN]
+    assert weights_of(run_of(toy)) == before
+
+
+def test_an_old_run_is_put_aside_by_one_process_at_a_time(toy):
+    train(toy, "0", options())
+    engine = NextDoor()
+
+    with locked(toy.runs, "beginning a run"):
+        second = threading.Thread(target=train_networks, args=(toy, "0", [options(restart=True)], engine))
+        second.start()
+        time.sleep(1)  # long enough to put it aside, if it did not wait
+        assert run_of(toy).fold("0").is_finished
+    second.join()
+
+    assert engine.names == [f"{RUN} fold 0"]
+    assert (toy.runs / f"{RUN}.old-1").is_dir()
+
+
+def test_an_old_run_that_is_being_trained_is_not_put_aside(toy):
+    fold = train(toy, "0", options()).fold("0")
+
+    with locked(fold.root, "training"), pytest.raises(WorkspaceError, match="another process is training in"):
+        train_networks(toy, "0", [options(restart=True)], NextDoor())
+
+    assert fold.is_finished
+
+
 def test_held_out_cases_are_scored_again_on_an_engine(toy):
     train(toy, "0", options())
     engine = NextDoor()
@@ -114,6 +173,17 @@ def test_parts_train_each_fold_once_and_the_last_sums_up(toy):
         summed_up.append((run.crossval_json.exists(), [fold.fold for fold in run.finished_folds()]))
 
     assert summed_up == [(False, ["0", "2"]), (True, ["0", "1", "2"])]
+
+
+def test_a_part_without_folds_names_no_run_to_predict_with(toy, capsys):
+    told = []
+    for part in ("2/2", "1/2"):
+        command = ["toy", "0", "--epochs", "1", "--part", part, "--workspace", str(toy.root.parent)]
+        assert main([*command, "--device", "cpu"]) == 0
+        told.append(capsys.readouterr().out)
+
+    assert "iaunet_predict" not in told[0]
+    assert f"iaunet_predict -i FOLDER -o FOLDER -d toy --run {RUN}\n" in told[1]
 
 
 def test_networks_are_trained_one_after_the_other_here(toy, capsys):
@@ -150,14 +220,10 @@ def test_what_cannot_be_shared_out_is_refused(toy, choices, how, line):
     assert not toy.runs.exists()
 
 
-@pytest.mark.slow
-def test_an_engine_gives_each_fold_one_process(toy, capfd):
-    workspace = str(toy.root.parent)
-    command = ["toy", "0", "--gpus", "2", "--device", "cpu", "--engine", "ray", "--workspace", workspace]
+def test_an_engine_gives_each_fold_one_process(capsys):
+    assert main(["toy", "0", "--gpus", "99", "--engine", "ray"]) == 2
 
-    assert main(command) == 2
-
-    assert capfd.readouterr().err == (
+    assert capsys.readouterr().err == (
         "error: an engine trains each fold in one process: give --engine or several ranks, not both\n"
     )
 
