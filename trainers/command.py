@@ -95,6 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace, tokens: Sequence[str]) -> int:
+    from iaunet.allocation import keep_freed_memory
     from iaunet.trainers.distributed import joined, must_be_started, require_alone, start_ranks
     from iaunet.workspace import find_dataset
 
@@ -102,6 +103,7 @@ def _run(arguments: argparse.Namespace, tokens: Sequence[str]) -> int:
         require_alone(arguments.gpus or 1)
     if must_be_started(os.environ, arguments.gpus):
         return start_ranks(arguments.gpus, arguments.device, [sys.executable, "-m", "iaunet", "train", *tokens])
+    keep_freed_memory()
     with terminating_like_interrupt(), joined(os.environ, arguments.device) as ranks:
         folder = ranks.first(lambda: find_dataset(arguments.dataset, arguments.workspace))
         given = arguments.engine, arguments.engine_option, arguments.part

@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from iaunet.allocation import keep_freed_memory
 from iaunet.engines import Engine
 from iaunet.engines.parts import Part
 from iaunet.engines.tasks import Task
@@ -67,6 +68,7 @@ class _Tasks(Sequence[Task[Unit]]):
 
 def train_unit(unit: Unit) -> None:
     """Train a unit and leave summing up to others."""
+    keep_freed_memory()
     train(unit.folder, unit.fold, unit.options, sums_up=False)
 
 
