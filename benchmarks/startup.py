@@ -80,7 +80,7 @@ class _Bench:
     def take_first_step(self, report: Report, network: str, rounds: int) -> None:
         """Add the row of the first training step."""
         kind, _, width = network.partition(":")
-        seconds = [self._first_step(kind, width, f"round_{number}") for number in range(rounds + 1)]
+        seconds = [self._first_step(kind, width, f"{kind}_{width}_{number}") for number in range(rounds + 1)]
         told = {"what": f"first step of iaunet_train, {kind} of width {width}", "images": len(self.pairs)}
         report.add("first", told | {"s": spread(seconds[1:])})
 
