@@ -9,6 +9,7 @@ from iaunet.inference.calibration import Calibration
 from iaunet.inference.expected_dice import ExpectedDice
 from iaunet.inference.familiar import Familiar
 from iaunet.inference.postprocessing import Postprocessing
+from iaunet.inference.runs import Precision
 from iaunet.inference.scores import ScoreSummary
 from iaunet.inference.tuning import NetworkName, Tuning
 from iaunet.metrics import METRICS
@@ -29,6 +30,7 @@ class TrainingFacts:
     seed: int
     micro_batch: int
     device: str
+    precision: Precision | None = None
     threads: int
     versions: dict[str, str]
     hours: float | None

@@ -16,6 +16,9 @@ logger = logging.getLogger(__name__)
 
 ALL_CASES = "all"
 
+Precision = Literal["float32", "bfloat16", "float16"]
+"""Names in `iaunet.device.PRECISIONS`, which is not imported here: it brings torch."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunRecord:
@@ -36,7 +39,7 @@ class RunRecord:
     seed: int
     micro_batch: int
     device: str
-    precision: Literal["float32", "bfloat16", "float16"] | None = None
+    precision: Precision | None = None
     threads: int
     versions: dict[str, str] = field(default_factory=dict)
     hours: float | None = None
