@@ -128,16 +128,7 @@ class _Bench:
     def profile(self, size: int) -> list[Row]:
         """The functions that take the most time themselves, in one process."""
         file, workspace = self.work / "profile", self.work / "profiled"
-        options: Command = [
-            "--workspace",
-            workspace,
-            "--dataset_name",
-            "bench",
-            "--workers",
-            "1",
-            *self.groups,
-        ]
-        command = iaunet("plan_and_preprocess", self._folder(size), *options)
+        command = self._command(size, workspace, workers=1)
         run_measured([command[0], "-m", "cProfile", "-o", file, *command[1:]])
         functions = pstats.Stats(str(file)).get_stats_profile()
         largest = sorted(functions.func_profiles.items(), key=lambda item: -item[1].tottime)[:LARGEST]
@@ -155,16 +146,7 @@ class _Bench:
     def plan(self, size: int) -> Measured:
         """The whole command in a new workspace."""
         workspace = self.work / "workspace"
-        options: Command = [
-            "--workspace",
-            workspace,
-            "--dataset_name",
-            "bench",
-            "--workers",
-            str(self.workers),
-            *self.groups,
-        ]
-        measured = run_measured(iaunet("plan_and_preprocess", self._folder(size), *options))
+        measured = run_measured(self._command(size, workspace, self.workers))
         shutil.rmtree(workspace)
         return measured
 
@@ -176,6 +158,10 @@ class _Bench:
         )
         measured = run_measured([sys.executable, __file__, "floor", cases, self.work, str(self.workers)])
         return measured.seconds, float(measured.output)
+
+    def _command(self, size: int, workspace: Path, workers: int) -> Command:
+        where: Command = ["--workspace", workspace, "--dataset_name", "bench", "--workers", str(workers)]
+        return iaunet("plan_and_preprocess", self._folder(size), *where, *self.groups)
 
     def _folder(self, size: int) -> Path:
         folder = self.work / f"{size}_images"
