@@ -4,10 +4,10 @@
 
 A small part of the images is planned and the network trained on it for one epoch of two steps, so that the command has
 a run to predict with; speed does not depend on what it has learnt. `predict_folder` of the images (decode to mask file,
-table and audit) and the network alone (the same batches of inputs in memory, the same flips, threads and process) take
-turns. The command is run for more and more images for its memory: RssAnon of the process tree, which is what grows with
-the data. nnU-Net predicts with a model before its first step, and its network alone runs on the tiles and flips that
-it would use, in the same minute.
+table and audit) and the network alone (the same batches of inputs in memory, as many side by side, the same flips and
+process) take turns. The command is run for more and more images for its memory: RssAnon of the process tree, which is
+what grows with the data. nnU-Net predicts with a model before its first step, and its network alone runs on the tiles
+and flips that it would use, in the same minute.
 """
 
 import itertools
@@ -97,6 +97,7 @@ class _Bench:
         """Add the row of ``predict_folder`` beside the network alone."""
         import torch
 
+        from iaunet.inference.lanes import in_lanes
         from iaunet.inference.predictor import Predictor
         from iaunet.workspace import DatasetFolder
 
@@ -108,11 +109,14 @@ class _Bench:
         cores: list[float] = []
 
         @torch.inference_mode()
+        def run(batch: torch.Tensor) -> torch.Tensor:
+            images = batch.to(predictor.device).contiguous(memory_format=torch.channels_last)
+            return predictor.ensemble(images).cpu()
+
         def run_network() -> None:
             started = time.process_time()  # of all threads
-            for batch in batches:
-                images = batch.to(predictor.device).contiguous(memory_format=torch.channels_last)
-                predictor.ensemble(images).cpu()
+            for _ in in_lanes(run, batches, predictor.lanes):
+                pass
             cores.append(started - time.process_time())
 
         def predict() -> None:
@@ -121,8 +125,7 @@ class _Bench:
             cores.append(time.process_time() - started)
             shutil.rmtree(output)
 
-        with torch.inference_mode():
-            predictor.ensemble(batches[0].to(predictor.device))  # its first call is slower
+        run(batches[0])  # its first call is slower
         seconds = in_turns({"network": timed(run_network), "folder": timed(predict)}, rounds)
         networks, folders = seconds["network"], seconds["folder"]
         self.alone = statistics.median(networks) / n

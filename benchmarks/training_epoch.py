@@ -46,8 +46,9 @@ from iaunet.inference.runs import FoldFolder
 from iaunet.networks.counting import count_multiply_adds
 from iaunet.planners.folds import load_splits
 from iaunet.planners.plan import build_planned_network, load_plan
+from iaunet.trainers.fold_setup import FoldSetup
 from iaunet.trainers.loader import Batch, ending_workers, start_batches
-from iaunet.trainers.trainer import FoldSetup, Trainer
+from iaunet.trainers.trainer import Trainer
 from iaunet.trainers.training import TrainingOptions, resolve_plan
 from iaunet.workers import default_workers
 from iaunet.workspace import DatasetFolder

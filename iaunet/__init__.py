@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from iaunet.inference.find_best import find_best as find_best
     from iaunet.inference.folder import FolderOptions as FolderOptions
     from iaunet.inference.folder import predict_folder as predict
-    from iaunet.inference.model_file import export_model as export_model
-    from iaunet.inference.model_file import import_model as import_model
+    from iaunet.inference.model_export import export_model as export_model
+    from iaunet.inference.model_import import import_model as import_model
     from iaunet.inference.predictor import Predictor as Predictor
     from iaunet.planners.fingerprint import fingerprint_dataset as fingerprint_dataset
     from iaunet.planners.planner import plan_dataset as plan
@@ -57,8 +57,8 @@ STAGES = {
     "predict": "iaunet.inference.folder:predict_folder",
     "FolderOptions": "iaunet.inference.folder:FolderOptions",
     "evaluate": "iaunet.inference.evaluation:evaluate_folders",
-    "export_model": "iaunet.inference.model_file:export_model",
-    "import_model": "iaunet.inference.model_file:import_model",
+    "export_model": "iaunet.inference.model_export:export_model",
+    "import_model": "iaunet.inference.model_import:import_model",
     "IaunetError": "iaunet.errors:IaunetError",
 }
 """The names of docs/python.md, and where they are defined."""

@@ -69,7 +69,7 @@ def _run(arguments: argparse.Namespace) -> int:
         if not arguments.onnx:
             return _export_file(folder, arguments.output, arguments.run, arguments.folds, notes)
 
-        from iaunet.inference.model_file import export_model
+        from iaunet.inference.model_export import export_model
 
         with TemporaryDirectory() as temporary:
             model = Path(temporary) / "model.zip"
@@ -91,7 +91,7 @@ def _read_notes(path: Path | None) -> str:
 def _export_file(
     folder: "DatasetFolder", output: Path, runs: list[str] | None, folds: list[str] | None, notes: str
 ) -> int:
-    from iaunet.inference.model_file import export_model  # imports scipy and torch: after what fails quickly
+    from iaunet.inference.model_export import export_model  # imports scipy and torch: after what fails quickly
 
     manifest = export_model(folder, output, runs, folds, notes)
     for line in describe_facts(manifest.model):

@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from iaunet.inference.model_file import import_model
+    from iaunet.inference.model_import import import_model
     from iaunet.workspace import open_workspace
 
     workspace = open_workspace(arguments.workspace, os.environ)

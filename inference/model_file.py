@@ -1,50 +1,33 @@
-"""A model as one file: written from a dataset's runs, read with every check, and unpacked again."""
+"""A model's file opened: what it says is checked before it is used, and nothing of it is run or written."""
 
 import contextlib
 import hashlib
 import io
 import json
 import re
-import shutil
 import stat
 import struct
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
-from importlib.metadata import version
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TypeVar
 
-from iaunet.dataset import Dataset, Source
-from iaunet.errors import IaunetError, PredictionError, WorkspaceError
-from iaunet.inference.best import AGAIN as CHOOSE_AGAIN
-from iaunet.inference.best import CROSSVAL, BestFolder, BestModel, Member, find_chosen
-from iaunet.inference.familiar import FAMILIAR, find_familiar
-from iaunet.inference.model_card import write_card
+from iaunet.errors import IaunetError, PredictionError
 from iaunet.inference.model_manifest import (
     CARD,
     MANIFEST,
     MODEL_VERSION,
     SCORES,
-    FileEntry,
-    ModelData,
     ModelFacts,
     ModelManifest,
-    ModelRun,
     ModelScoreFile,
     ModelScores,
-    ScoreNote,
-    TrainingFacts,
     weights_file,
 )
-from iaunet.inference.postprocessing import NO_CLEANING, Postprocessing
-from iaunet.inference.runs import FoldFolder, Run, RunRecord, choose_folds, choose_runs
 from iaunet.inference.tuning import NetworkName, Tuning
-from iaunet.planners.fingerprint import Fingerprint
-from iaunet.planners.plan import Plan, build_planned_network, parse_plan, save_plan
-from iaunet.records import FieldError, from_json, load_record, to_json
-from iaunet.storage import file_digest, naming_disk_faults, read_json, replacing, sync_folder, write_bytes, write_json
-from iaunet.workspace import DatasetFolder, Workspace, is_dataset_name, locked
+from iaunet.planners.plan import Plan, build_planned_network, parse_plan
+from iaunet.records import from_json
 
 if TYPE_CHECKING:
     import torch
@@ -55,23 +38,15 @@ MOST_BYTES = 64 << 30
 MOST_TEXT = 16 << 20
 """Bytes of a file that is not weights."""
 
-MOST_NOTES = 100_000
-"""Characters that the owner adds to the card."""
-
 MOST_DIRECTORY = 2 << 20
 """Bytes of the list of files at a zip's end; a longer one is not even read."""
 
 AGAIN = "copy it or export it again"
-SCORE_AGAIN = "run iaunet_train with --val_only again"
 
 WEIGHTS = ".safetensors"
-NO_DATA = "not imported"
-"""Stands for the raw data's folder where there is none."""
 
 Record = TypeVar("Record")
 
-_DATE = (1980, 1, 1, 0, 0, 0)
-_STAGING = ".importing"
 _SHOWN = 300
 
 
@@ -103,61 +78,22 @@ class Model:
         return replace(self, members=self.members[:1], networks=self.networks[:1])
 
 
-def export_model(
-    folder: DatasetFolder,
-    path: Path,
-    runs: list[str] | None = None,
-    folds: list[str] | None = None,
-    notes: str = "",
-) -> ModelManifest:
-    """Write a model into one file, the same bytes for the same model.
-
-    It holds no images, no names of cases and no paths: plans, weights, postprocessing, scores over cases, and a card
-    that tells people about the model.
-
-    Args:
-        folder: The dataset's folder in the workspace.
-        path: The file to write, whole or not at all.
-        runs: Names of runs; None for those of ``iaunet_find_best``, or the only one.
-        folds: Their folds; None for all finished ones that held cases out.
-        notes: What the owner says of the model in its card: licence, origin of the data, citation.
-
-    Raises:
-        PredictionError: A run or fold is unknown or unfinished, the runs do not take the same input, or the notes are
-            too long.
-        WorkspaceError: The disk is full or the file cannot be written.
-    """
-    if path.is_dir() or path.suffix.lower() != ".zip":
-        raise PredictionError(f"{path} cannot be a model's file: give one whose name ends in .zip")
-    if len(notes) > MOST_NOTES:
-        raise PredictionError(f"notes of {len(notes)} characters do not fit a model card: give {MOST_NOTES} at most")
-    try:
-        manifest, files = _collect(folder, runs, folds, notes)
-    except FieldError as fault:
-        raise PredictionError(f"{folder.name} cannot be exported: {fault}") from fault
-    with replacing(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
-        _add(archive, MANIFEST, _as_bytes(manifest))
-        for name, content in files.items():
-            _add(archive, name, content)
-    return manifest
-
-
 def open_model(path: Path, trusted_network: str | None = None) -> Model:
     """Read a model from its file; nothing is written, and no code is run that the file brings or names.
 
     Args:
-        path: What `export_model` wrote.
+        path: What `iaunet.inference.model_export.export_model` wrote.
         trusted_network: A stranger's network ``package.module:function`` whose code may be run.
 
     Raises:
         PredictionError: The file is none of ours, damaged or changed, or a network is a stranger's that is not
             trusted.
     """
-    with _opened(path) as archive:
+    with opened_archive(path) as archive:
         for plan in archive.plans.values():
             if is_strange(plan) and plan.network.name != trusted_network:
                 raise PredictionError(
-                    f"{path} was trained with {_one_line(plan.network.name)}, whose code would be run: "
+                    f"{path} was trained with {one_line(plan.network.name)}, whose code would be run: "
                     "give its name with --network if you trust it"
                 )
         archive.read_scores()
@@ -166,179 +102,13 @@ def open_model(path: Path, trusted_network: str | None = None) -> Model:
         return Model(archive.facts, archive.plans, members, networks, archive.read(CARD).decode(errors="replace"))
 
 
-def import_model(path: Path, workspace: Workspace, name: str | None = None) -> DatasetFolder:
-    """Make a dataset of a model's file, to predict with; it has runs and scores but no cases.
-
-    Args:
-        path: What `export_model` wrote.
-        workspace: Gets a new dataset, whole or not at all.
-        name: The dataset's name, None for that of the data the model was trained on.
+@contextlib.contextmanager
+def opened_archive(path: Path) -> Iterator["ModelArchive"]:
+    """Open a model's file and check what it says.
 
     Raises:
-        PredictionError: The file is none of ours, damaged or changed.
-        WorkspaceError: The name cannot be used or is taken, or the disk is full.
+        PredictionError: It is none of ours, damaged or changed.
     """
-    with _opened(path) as archive:
-        folder = workspace.folder(_valid_name(name or archive.facts.dataset))
-        archive.verify()
-        _require_new(folder)
-        with locked(workspace.root, "importing a model"), naming_disk_faults(folder.root):
-            _require_new(folder)
-            staging = workspace.root / _STAGING  # two levels deep, where no command looks for datasets
-            shutil.rmtree(staging, ignore_errors=True)  # what a killed import left
-            try:
-                _unpack(archive, DatasetFolder(staging / folder.name), folder)
-                (staging / folder.name).rename(folder.root)
-                sync_folder(workspace.root)
-            finally:
-                shutil.rmtree(staging, ignore_errors=True)
-    return folder
-
-
-def _collect(
-    folder: DatasetFolder, wished_runs: list[str] | None, wished_folds: list[str] | None, notes: str
-) -> tuple[ModelManifest, dict[str, bytes | Path]]:
-    """The manifest, and what its files hold: bytes, or a file to copy."""
-    choice = find_chosen(folder)
-    runs = choose_runs(folder, wished_runs or (choice.runs if choice else None))
-    chosen = choice.tuning if choice and [run.name for run in runs] == choice.runs else Tuning()
-    plans = {run.name: run.record.plan for run in runs}
-    _require_one_input(plans)
-    folds = {run.name: _in_order(choose_folds(run, wished_folds)) for run in runs}
-    described = tuple(_describe_run(run, folds[run.name]) for run in runs)
-    best = _narrowed(BestFolder.of(folder).read()[0], described) if chosen.postprocessing else None
-    scores = ModelScoreFile(scores=tuple(_scores(folder, runs, described, best)))
-    plan = plans[runs[0].name]
-    facts = ModelFacts(
-        iaunet=version("iaunet"),
-        dataset=plan.dataset,
-        fingerprint=plan.fingerprint,
-        runs=described,
-        postprocessing=chosen.postprocessing,
-        calibration=chosen.calibration,
-        expected_dice=chosen.expected_dice,
-        familiar=find_familiar(folder, plan),
-        chosen=best,
-        data=_data(folder, plan),
-        scores=tuple(map(ScoreNote.about, scores.scores)),
-    )
-    texts = {
-        CARD: write_card(facts, plans, scores.scores, notes).encode(),
-        SCORES: _as_bytes(scores),
-        **{run.plan: _as_bytes(plans[run.name]) for run in described},
-    }
-    weights = [fold.weights for of_run in folds.values() for fold in of_run]
-    copied = {weights_file(member): file for member, file in zip(facts.members, weights, strict=True)}
-    files: dict[str, bytes | Path] = {**texts, **copied}
-    return ModelManifest(model=facts, files={name: _entry(content) for name, content in files.items()}), files
-
-
-def _entry(content: bytes | Path) -> FileEntry:
-    if isinstance(content, bytes):
-        return FileEntry(size=len(content), sha256=_sha256(content))
-    return FileEntry(size=content.stat().st_size, sha256=file_digest(content))
-
-
-def _in_order(folds: Sequence[FoldFolder]) -> list[FoldFolder]:
-    """In the order in which all of them would be averaged: sums of floats depend on it."""
-    return sorted(folds, key=lambda folder: folder.root.name)
-
-
-def _describe_run(run: Run, folds: Sequence[FoldFolder]) -> ModelRun:
-    record = run.record
-    training = TrainingFacts(**{field.name: getattr(record, field.name) for field in fields(TrainingFacts)})
-    return ModelRun(name=run.name, training=training, folds={fold.fold: fold.weights_digest() for fold in folds})
-
-
-def _require_one_input(plans: Mapping[str, Plan]) -> None:
-    """Refuse runs that one predictor cannot average."""
-    (first, plan), *others = plans.items()
-    for name, other in others:
-        if (other.arrays_digest, other.labels, other.inference) != (plan.arrays_digest, plan.labels, plan.inference):
-            raise PredictionError(f"{name} and {first} differ in data, input, labels or thresholds: take one of them")
-
-
-def _narrowed(best: BestModel, runs: Sequence[ModelRun]) -> BestModel:
-    """A choice as if there were no other folds than these of its runs."""
-    return replace(best, members=tuple(Member(run=run.name, weights_sha256=run.held_out_sha256) for run in runs))
-
-
-def _scores(
-    folder: DatasetFolder, runs: Sequence[Run], described: Sequence[ModelRun], best: BestModel | None
-) -> Iterator[ModelScores]:
-    """The scores of just these networks: of all together, else of each run, else of each fold."""
-    chosen = BestFolder.of(folder)
-    if best is not None and best == chosen.read()[0] and all(run.holds_all_out for run in described):
-        path = chosen.root / CROSSVAL
-        content = read_json(path, PredictionError, CHOOSE_AGAIN)
-        if not isinstance(content, dict) or content.get("members") != to_json(best.members):
-            raise PredictionError(f"{path} is of another choice than best.json: {CHOOSE_AGAIN}")
-        yield from _read_scores(path, {"of": "model"}, CHOOSE_AGAIN)
-    for run, of_run in zip(runs, described, strict=True):
-        about = {"of": "run", "run": run.name}
-        scores: list[ModelScores] = []
-        if run.crossval_json.exists() and of_run.holds_all_out:
-            scores = _read_scores(run.crossval_json, about, SCORE_AGAIN, of_run.held_out_sha256)
-        for fold in () if scores else of_run.folds:
-            scores += _read_scores(run.fold(fold).summary_json, {**about, "of": "fold", "fold": fold}, SCORE_AGAIN)
-        yield from scores
-
-
-def _read_scores(
-    path: Path, about: dict[str, str], mend: str, weights: Sequence[str] | None = None
-) -> list[ModelScores]:
-    """The scores in a file, none where it holds none or is of other ``weights``."""
-    content = read_json(path, PredictionError, mend)
-    try:
-        if content["scores"] is None or (weights is not None and content["weights_sha256"] != [*weights]):
-            return []
-        return [from_json(ModelScores, about | {name: content[name] for name in ("split", "inflated", "scores")})]
-    except (FieldError, KeyError, TypeError) as fault:
-        raise PredictionError(f"{path} holds no scores ({fault}): {mend}") from fault
-
-
-def _data(folder: DatasetFolder, plan: Plan) -> ModelData | None:
-    """The data in numbers, None where they are not known or have changed since."""
-    try:
-        found = load_record(Fingerprint, folder.fingerprint_json, WorkspaceError, "")
-        groups = folder.load_dataset().groups
-    except WorkspaceError:
-        return None
-    if found.digest != plan.fingerprint:
-        return None
-    (low, left), (high, right) = found.sizes.min(0).tolist(), found.sizes.max(0).tolist()
-    return ModelData(
-        n_cases=len(found.cases),
-        n_groups=len({groups[case.name] for case in found.cases if case.name in groups}),
-        smallest=(low, left),
-        largest=(high, right),
-        n_volumes=sum(case.shape[0] > 1 for case in found.cases),
-        n_empty=found.empty_masks,
-    )
-
-
-def _add(archive: zipfile.ZipFile, name: str, content: bytes | Path) -> None:
-    """Add a file as it is: weights hardly shrink, and what is not packed cannot unpack to more than it says."""
-    info = zipfile.ZipInfo(name, _DATE)
-    info.create_system, info.external_attr = 3, (stat.S_IFREG | 0o644) << 16  # the same on every system
-    info.file_size = len(content) if isinstance(content, bytes) else content.stat().st_size
-    with (
-        io.BytesIO(content) if isinstance(content, bytes) else content.open("rb") as source,
-        archive.open(info, "w") as target,
-    ):
-        shutil.copyfileobj(source, target, 1 << 20)
-
-
-def _as_bytes(record: object) -> bytes:
-    return (json.dumps(to_json(record), indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
-
-
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
-
-
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator["_Archive"]:
     with _naming_damage(path):
         if not path.is_file():  # a pipe or device would never end
             raise PredictionError(f"{path} is no file: give a model's file, of iaunet_export_model")
@@ -347,7 +117,7 @@ def _opened(path: Path) -> Iterator["_Archive"]:
         with _naming_damage(path):
             archive = zipfile.ZipFile(_with_small_directory(file))
         with archive:
-            yield _Archive(path, archive, file.seek(0, io.SEEK_END))
+            yield ModelArchive(path, archive, file.seek(0, io.SEEK_END))
 
 
 @contextlib.contextmanager
@@ -366,7 +136,7 @@ def _naming_damage(path: Path) -> Iterator[None]:
         RuntimeError,  # encrypted; RecursionError of JSON
         struct.error,
     ) as fault:
-        raise PredictionError(f"{path} is no model's file or damaged ({_one_line(fault)}): {AGAIN}") from fault
+        raise PredictionError(f"{path} is no model's file or damaged ({one_line(fault)}): {AGAIN}") from fault
 
 
 def _with_small_directory(file: IO[bytes]) -> IO[bytes]:
@@ -387,13 +157,13 @@ def _with_small_directory(file: IO[bytes]) -> IO[bytes]:
     return file
 
 
-def _one_line(text: object) -> str:
+def one_line(text: object) -> str:
     """What a stranger wrote, fit for a terminal."""
     shown = "".join(character if character.isprintable() else " " for character in str(text))
     return shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}..."
 
 
-class _Archive:
+class ModelArchive:
     """A model's file that is open: its list of files agrees with its manifest, and its plans with each other."""
 
     def __init__(self, path: Path, archive: zipfile.ZipFile, size: int) -> None:
@@ -404,13 +174,13 @@ class _Archive:
         self.facts = self.manifest.model
         self.plans = {run.name: self._parse(run.plan, self.read(run.plan), parse_plan) for run in self.facts.runs}
         with self._refusing(MANIFEST):
-            _require_one_input(self.plans)
+            require_one_input(self.plans)
             _require_fitting(self.facts, self.plans[self.facts.runs[0].name])
 
     def read(self, name: str) -> bytes:
         """The bytes of a file, those that the manifest names."""
         data = self._bytes(name)
-        if _sha256(data) != self.manifest.files[name].sha256:
+        if hashlib.sha256(data).hexdigest() != self.manifest.files[name].sha256:
             raise self._refusal(f"{name} is not the file that {MANIFEST} names, its hash differs")
         return data
 
@@ -450,7 +220,7 @@ class _Archive:
         if wrong:
             raise self._refusal(
                 f"{weights_file(member)} holds weights of another network than the plan's "
-                f"({len(wrong)} tensors differ, the first is {_one_line(wrong[0])})"
+                f"({len(wrong)} tensors differ, the first is {one_line(wrong[0])})"
             )
 
     def _tensors(self, member: NetworkName) -> dict[str, "torch.Tensor"]:
@@ -460,7 +230,7 @@ class _Archive:
         try:
             return safetensors.torch.load(data)
         except (safetensors.SafetensorError, ValueError, KeyError, RuntimeError) as fault:
-            raise self._refusal(f"{weights_file(member)} is no safetensors file ({_one_line(fault)})") from fault
+            raise self._refusal(f"{weights_file(member)} is no safetensors file ({one_line(fault)})") from fault
 
     def _check_entries(self, found: Sequence[zipfile.ZipInfo], size: int) -> dict[str, zipfile.ZipInfo]:
         """The entries of the zip by name.
@@ -476,11 +246,11 @@ class _Archive:
         for info in found:
             name = info.orig_filename
             if name != info.filename or name.startswith("/") or re.search(r"[\\:\0]", name) or ".." in name.split("/"):
-                raise self._refusal(f"has a file {_one_line(ascii(name))} that would lie outside of a folder")
+                raise self._refusal(f"has a file {one_line(ascii(name))} that would lie outside of a folder")
             if info.is_dir() or stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG):
-                raise self._refusal(f"has a link or folder {_one_line(ascii(name))} among its files")
+                raise self._refusal(f"has a link or folder {one_line(ascii(name))} among its files")
             if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size or info.flag_bits & 1:
-                raise self._refusal(f"was packed by another program ({_one_line(ascii(name))} is compressed or locked)")
+                raise self._refusal(f"was packed by another program ({one_line(ascii(name))} is compressed or locked)")
         total = sum(info.file_size for info in found)
         if total > min(size, MOST_BYTES):
             raise self._refusal(f"says that it holds {total} bytes, more than there are or more than can be read")
@@ -499,7 +269,7 @@ class _Archive:
         unlike = [name for name in sorted(sizes.keys() | named.keys()) if sizes.get(name) != named.get(name)]
         if unlike:
             raise self._refusal(
-                f"{_one_line(ascii(unlike[0]))} is missing, added or of another size than {MANIFEST} says"
+                f"{one_line(ascii(unlike[0]))} is missing, added or of another size than {MANIFEST} says"
             )
         return manifest
 
@@ -522,7 +292,7 @@ class _Archive:
         try:
             yield
         except (IaunetError, RuntimeError) as fault:
-            raise self._refusal(f"{_one_line(name)}: {_one_line(fault)}") from fault
+            raise self._refusal(f"{one_line(name)}: {one_line(fault)}") from fault
 
     def _refusal(self, problem: str, mend: str = AGAIN) -> PredictionError:
         return PredictionError(f"{self.path} {problem}: {mend}")
@@ -531,6 +301,14 @@ class _Archive:
 def is_strange(plan: Plan) -> bool:
     """Whether a plan's network is not one of ours."""
     return ":" in plan.network.name
+
+
+def require_one_input(plans: Mapping[str, Plan]) -> None:
+    """Refuse runs that one predictor cannot average."""
+    (first, plan), *others = plans.items()
+    for name, other in others:
+        if (other.arrays_digest, other.labels, other.inference) != (plan.arrays_digest, plan.labels, plan.inference):
+            raise PredictionError(f"{name} and {first} differ in data, input, labels or thresholds: take one of them")
 
 
 def _require_fitting(facts: ModelFacts, plan: Plan) -> None:
@@ -552,80 +330,3 @@ def _differences(own: Mapping[str, "torch.Tensor"], state: Mapping[str, "torch.T
         return (tensors[name].shape, tensors[name].dtype) if name in tensors else None
 
     return sorted(name for name in own.keys() | state.keys() if kind(own, name) != kind(state, name))
-
-
-def _valid_name(name: str) -> str:
-    if not is_dataset_name(name):
-        raise WorkspaceError(
-            f"{_one_line(ascii(name))} cannot be a data set's name: "
-            "give --dataset_name with letters, digits, '_', '-', '.', '+'"
-        )
-    return name
-
-
-def _require_new(folder: DatasetFolder) -> None:
-    if folder.root.exists():
-        raise WorkspaceError(f"{folder.root} is there already: give the model another name with --dataset_name")
-
-
-def _unpack(archive: _Archive, staged: DatasetFolder, folder: DatasetFolder) -> None:
-    """Write a dataset's folder to ``staged`` that will lie at ``folder``."""
-    facts = archive.facts
-    plan = archive.plans[facts.runs[0].name]
-    scores = {(each.of, each.run, each.fold): each for each in archive.read_scores()}
-    save_plan(plan, staged.plan_json)
-    for run in facts.runs:
-        target = Run(staged.runs / run.name)
-        training = {field.name: getattr(run.training, field.name) for field in fields(TrainingFacts)}
-        target.write_record(RunRecord(plan=archive.plans[run.name], **training))
-        for fold, sha256 in run.folds.items():
-            member = NetworkName(run=run.name, fold=fold, weights_sha256=sha256)
-            write_bytes(target.fold(fold).weights, archive.read(weights_file(member)))
-            summary = {"weights_sha256": sha256, "run": run.name, "fold": fold}
-            write_json(target.fold(fold).summary_json, summary | _scored(scores.get(("fold", run.name, fold)), run))
-        if of_run := scores.get(("run", run.name, "")):
-            crossval = {"run": run.name, "weights_sha256": run.held_out_sha256, **_scored(of_run, run)}
-            write_json(target.crossval_json, crossval)
-    if facts.familiar is not None:
-        write_json(staged.root / FAMILIAR, to_json(facts.familiar))
-    _unpack_choice(facts, plan, scores.get(("model", "", "")), staged, folder.name)
-    dataset = Dataset(
-        name=folder.name,
-        source=Source(root=str(folder.root / NO_DATA)),
-        understood="a model that was imported without the data it was trained on",
-        labels=plan.labels,
-        coding=plan.coding,
-        cases=(),
-        slicing=plan.slicing,
-        channel_files=plan.channel_files,
-    )
-    write_json(staged.dataset_json, to_json(dataset))
-
-
-def _scored(scores: ModelScores | None, run: ModelRun) -> dict[str, Any]:
-    """Scores as the files of a run hold them."""
-    if scores is None:
-        return {"split": run.training.split, "inflated": "", "scores": None}
-    return {"split": scores.split, "inflated": scores.inflated, "scores": to_json(scores.scores)}
-
-
-def _unpack_choice(facts: ModelFacts, plan: Plan, scores: ModelScores | None, staged: DatasetFolder, name: str) -> None:
-    """Make the model the dataset's best one, where that decides what is predicted with."""
-    best = BestFolder.of(staged)
-    if facts.chosen is not None and facts.postprocessing is not None:
-        if scores is not None:
-            members = {"members": to_json(facts.chosen.members)}
-            write_json(best.root / CROSSVAL, _scored(scores, facts.runs[0]) | members)
-        best.write(replace(facts.chosen, dataset=name), facts.tuning)
-    elif len(facts.runs) > 1:
-        together = BestModel(
-            dataset=name,
-            split=facts.runs[0].training.split,
-            members=tuple(Member(run=run.name, weights_sha256=run.held_out_sha256) for run in facts.runs),
-            candidates=(),
-            why="these runs were exported together",
-            postprocessing_why="none was exported",
-        )
-        cleaning = (NO_CLEANING,) * len(plan.coding.written)
-        nothing = Postprocessing(thresholds=plan.inference.thresholds, cleaning=cleaning)
-        best.write(together, Tuning(postprocessing=nothing))

@@ -1,6 +1,7 @@
 """What came of the images of a folder, and its table predictions.csv."""
 
 import csv
+import functools
 import io
 import itertools
 from collections.abc import Iterator, Sequence
@@ -62,10 +63,7 @@ def measure_mask(
         spacing_mm: Distance of slices, rows and columns, None if unknown.
     """
     marked = _marked(labels)
-    counts = np.zeros(256, np.int64)
-    for strip in strips(marked):
-        counts += np.bincount(strip.ravel(), minlength=256)
-    pixels = tuple(int(counts[list(output)].sum()) for output in outputs)
+    pixels = tuple(sum(int(_unite(strip, output).sum()) for strip in strips(marked)) for output in outputs)
     components = tuple(count_components(marked, output) if n else 0 for output, n in zip(outputs, pixels, strict=True))
     if spacing_mm is None:
         return MaskMeasures(pixels=pixels, components=components)
@@ -74,6 +72,12 @@ def measure_mask(
         return MaskMeasures(pixels=pixels, components=components, areas_mm2=tuple(n * area for n in pixels))
     volume = float(np.prod(spacing_mm))
     return MaskMeasures(pixels=pixels, components=components, volumes_mm3=tuple(n * volume for n in pixels))
+
+
+def _unite(labels: NDArray[np.uint8], output: Sequence[int]) -> NDArray[np.bool_]:
+    """Where an output is: a comparison a label is several times faster than `numpy.isin` for a few."""
+    united: NDArray[np.bool_] = functools.reduce(np.logical_or, (labels == label for label in output))
+    return united
 
 
 def _marked(labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -132,7 +136,7 @@ def count_components(labels: NDArray[np.uint8], output: Sequence[int]) -> int:
     step = max(1, PIXELS_AT_ONCE // max(1, plane[0].size))
     n, joints, edge = 0, [], np.zeros(plane.shape[1:], np.int64)
     for start in range(0, len(plane), step):
-        numbers, found = number_components(np.isin(plane[start : start + step], output))
+        numbers, found = number_components(_unite(plane[start : start + step], output))
         if n:
             joints += _joints(edge, _beyond(numbers[0], n))
         edge = _beyond(numbers[-1], n)

@@ -2,7 +2,8 @@
 
 import itertools
 import logging
-from collections.abc import Sequence
+import threading
+from collections.abc import Generator, Iterable, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
@@ -18,6 +19,7 @@ from iaunet.inference.best import find_chosen
 from iaunet.inference.ensemble import FLIPS, Ensemble, mean_probabilities
 from iaunet.inference.expected_dice import measure_rows
 from iaunet.inference.familiar import Familiar, find_familiar
+from iaunet.inference.lanes import NotEnoughMemory, in_lanes, lanes_of
 from iaunet.inference.model_file import open_model
 from iaunet.inference.mosaic import Assembly, Prediction, RowPrediction
 from iaunet.inference.postprocessing import NO_CLEANING
@@ -40,7 +42,8 @@ Image = NDArray[np.generic] | str | PathLike[str]
 
 logger = logging.getLogger(__name__)
 
-BATCH_SIZES = {"cpu": 4, "cuda": 16, "mps": 8}
+BATCH_SIZES = {"cpu": 1, "cuda": 16, "mps": 8}
+"""Rows that a network gets at once; on a CPU several such batches run side by side, see `iaunet.inference.lanes`."""
 
 
 class Predictor:
@@ -81,7 +84,8 @@ class Predictor:
         self.device = device
         mirrors = plan.inference.mirroring if mirroring is None else mirroring
         self.judge: Judge | None = tuning.judge(self.members, mirrors)
-        self.batch_size = BATCH_SIZES.get(device.type, 4)
+        self.batch_size = BATCH_SIZES.get(device.type, 1)
+        self._changing = threading.Lock()
         ensemble = Ensemble(networks, FLIPS if mirrors else FLIPS[:1], tuning.temperatures(self.members))
         self.ensemble = _ready(ensemble, device)
 
@@ -89,6 +93,11 @@ class Predictor:
     def flips(self) -> tuple[tuple[int, ...], ...]:
         """The axes of each pass of a network, see `iaunet.inference.ensemble.FLIPS`."""
         return self.ensemble.flips
+
+    @property
+    def lanes(self) -> int:
+        """How many batches are run at once."""
+        return lanes_of(torch.get_num_threads()) if self.device.type == "cpu" else 1
 
     @classmethod
     def from_dataset(
@@ -296,8 +305,9 @@ class Predictor:
         case = prepare_case(stack, self.plan)
         assembly = Assembly(case, self.plan, keep_probabilities, self.cleaning, keep_uncertainty)
         rows = case.rows()
-        while batch := list(itertools.islice(rows, self.batch_size)):
-            for row in self.predict_rows(np.stack(batch), keep_uncertainty):
+        batches = iter(lambda: list(itertools.islice(rows, self.batch_size)), [])
+        for said in self.predict_batches(map(np.stack, batches), keep_uncertainty):
+            for row in said:
                 assembly.add(row)
         return assembly.prediction
 
@@ -319,29 +329,36 @@ class Predictor:
         Raises:
             PredictionError: Memory does not suffice for a single image even on the CPU.
         """
-        return np.stack([row.probabilities for row in self.predict_rows(inputs)])
+        batches = (inputs[at : at + self.batch_size] for at in range(0, len(inputs), self.batch_size))
+        return np.stack([row.probabilities for said in self.predict_batches(batches) for row in said])
 
-    def predict_rows(
-        self, inputs: NDArray[np.float32], uncertainty: bool = False, measure: bool = False
-    ) -> list[RowPrediction]:
-        """What the ensemble says of rows.
+    def predict_batches(
+        self, batches: Iterable[NDArray[np.float32]], uncertainty: bool = False, measure: bool = False
+    ) -> Generator[list[RowPrediction], None, None]:
+        """What the ensemble says of the rows of each batch, in order; a few batches are under way at a time.
 
         Args:
-            inputs: [B, C, h, w], normalised.
+            batches: Each [B, C, h, w], normalised; taken from as the work goes on, in the calling thread.
             uncertainty: Whether to tell where networks and flips disagree.
             measure: Whether to tell the statistics of each network even if no expected Dice follows from them.
 
         Raises:
             PredictionError: Memory does not suffice for a single image even on the CPU.
         """
+        return in_lanes(lambda batch: self._predict_batch(batch, uncertainty, measure), batches, self.lanes)
+
+    def _predict_batch(self, inputs: NDArray[np.float32], uncertainty: bool, measure: bool) -> list[RowPrediction]:
         while True:
+            rows = self.batch_size
             try:
-                parts = torch.split(torch.from_numpy(inputs), self.batch_size)
+                parts = torch.split(torch.from_numpy(inputs), rows)
                 return [row for part in parts for row in self._predict(part, uncertainty, measure)]
             except RuntimeError as fault:
                 if not is_out_of_memory(fault):
                     raise
-                self._use_less_memory(fault)
+                with self._changing:
+                    if rows == self.batch_size:  # else another lane has changed it
+                        self._use_less_memory(fault)
 
     @torch.inference_mode()
     def _predict(self, inputs: torch.Tensor, uncertainty: bool, measure: bool) -> list[RowPrediction]:
@@ -378,7 +395,7 @@ class Predictor:
             self.ensemble = _ready(self.ensemble, self.device)
             logger.warning("memory ran out on the GPU with one image: going on on the CPU")
         else:
-            raise PredictionError("not enough memory for one image: close other programs") from fault
+            raise NotEnoughMemory("not enough memory for one image: close other programs") from fault
 
 
 def _ready(ensemble: Ensemble, device: torch.device) -> Ensemble:

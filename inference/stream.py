@@ -1,5 +1,6 @@
 """Cases through the network with decoding, computing and encoding at the same time, in flat memory."""
 
+import contextlib
 import itertools
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -18,15 +19,15 @@ from iaunet.preprocessing.cases import CaseInput
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-THREADS = 2
-"""Threads that decode, as many that make rows of large cases, and as many that encode; all leave Python's lock while
-they work."""
+FEWEST_THREADS = 2
+"""Threads at least that decode, as many that make rows of large cases, and as many that encode; all leave Python's lock
+while they work."""
 
 ROWS_AHEAD = 64
 """Rows of the cases that are loaded ahead, one case at least: large ones take memory enough."""
 
 BATCHES_BEHIND = 2
-"""Batches that are encoded behind the network at most."""
+"""Batches that are encoded behind each lane of the network at most."""
 
 
 @dataclass(eq=False)
@@ -71,7 +72,7 @@ def predict_stream(
     """Predict many cases.
 
     Args:
-        predictor: Runs in the calling thread.
+        predictor: Runs in threads of its own.
         items: What stands for a case each; taken from as the work goes on.
         load: Makes the network's inputs of an item; called in threads.
         finish: Does with a prediction what is to be done, and returns what is to be told; called in threads.
@@ -85,13 +86,12 @@ def predict_stream(
         Each item once with its result, or with the error that ``load`` or ``finish`` raised; the order may differ
         from that of the items. A few batches are under way at a time, and a few cases.
     """
+    lanes = predictor.lanes
     encoding: deque[_Job[Item, Result]] = deque()
     failed: deque[tuple[Item, IaunetError]] = deque()
-    with (
-        ThreadPoolExecutor(THREADS) as decoders,
-        ThreadPoolExecutor(THREADS) as makers,
-        ThreadPoolExecutor(THREADS) as encoders,
-    ):
+    with contextlib.ExitStack() as stack:
+        threads = max(FEWEST_THREADS, lanes)
+        decoders, makers, encoders = (stack.enter_context(ThreadPoolExecutor(threads)) for _ in range(3))
 
         def encode(
             job: _Job[Item, Result], rows: Sequence[RowPrediction], before: "Future[object] | None"
@@ -105,7 +105,7 @@ def predict_stream(
             return finish(job.item, job.assembly.prediction) if job.assembly.is_complete else None
 
         def rows() -> Iterator[tuple[_Job[Item, Result], NDArray[np.float32]]]:
-            for item, loaded in _loaded(decoders, items, load, 2 * predictor.batch_size):
+            for item, loaded in _loaded(decoders, items, load, 2 * lanes * predictor.batch_size):
                 if isinstance(loaded, IaunetError):
                     failed.append((item, loaded))
                     continue
@@ -113,21 +113,30 @@ def predict_stream(
                 assembly = Assembly(case, predictor.plan, keep_probabilities, predictor.cleaning, keep_uncertainty)
                 job = _Job[Item, Result](item, assembly)
                 yield job, loaded.first
-                for row in _further_rows(makers, case, predictor.batch_size):
+                for row in _further_rows(makers, case, lanes * predictor.batch_size):
                     yield job, row
 
+        owners: deque[list[_Job[Item, Result]]] = deque()  # of the rows of each batch under way
+
+        def batches() -> Iterator[NDArray[np.float32]]:
+            waiting = rows()
+            while batch := list(itertools.islice(waiting, predictor.batch_size)):
+                owners.append([job for job, _ in batch])
+                yield np.stack([image for _, image in batch])
+
+        predicted = stack.enter_context(
+            contextlib.closing(predictor.predict_batches(batches(), keep_uncertainty, measure))
+        )
         behind: deque[list[Future[Result | IaunetError | None]]] = deque()
-        waiting = rows()
-        while batch := list(itertools.islice(waiting, predictor.batch_size)):
-            said = predictor.predict_rows(np.stack([image for _, image in batch]), keep_uncertainty, measure)
+        for said in predicted:
             behind.append([])
-            for job, parts in itertools.groupby(zip(batch, said, strict=True), lambda part: part[0][0]):
+            for job, parts in itertools.groupby(zip(owners.popleft(), said, strict=True), lambda part: part[0]):
                 if job.last is None:
                     encoding.append(job)
                 part = [row for _, row in parts]
                 job.last = encoders.submit(_attempt, encode, job, part, job.last)
                 behind[-1].append(job.last)
-            if len(behind) > BATCHES_BEHIND:
+            if len(behind) > BATCHES_BEHIND * lanes:
                 for part_done in behind.popleft():
                     part_done.result()
             while failed:

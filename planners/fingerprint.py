@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 INPUT_SIZE: Size = (256, 256)
 """(height, width) of the network's input in pixels, as in the paper."""
 
-MOST_WIDTHS = 200
+MOST_WIDTHS = 64
 """The local width is measured on at most this many cases, spread evenly."""
 
 UNITED_AT_ONCE = 32

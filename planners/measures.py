@@ -232,7 +232,7 @@ def local_width(foreground: NDArray[np.bool_]) -> float:
     Returns:
         The width in pixels: 2 for a line of one pixel.
     """
-    from skimage.morphology import skeletonize  # half a second to import, needed for 200 cases at most
+    from skimage.morphology import skeletonize  # slow to import, needed for few cases
 
     rows, columns = ndimage.find_objects(foreground.astype(np.uint8))[0]
     padded = np.pad(foreground[rows, columns], 1)

@@ -1,8 +1,10 @@
 """The command ``iaunet_plan_and_preprocess``."""
 
 import argparse
+import importlib
 import logging
 import os
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -112,6 +114,8 @@ def _run(arguments: argparse.Namespace) -> int:
         verify_only=arguments.verify_only,
         dry_run=arguments.dry_run,
     )
+    if not wish.verify_only:
+        threading.Thread(target=_import_for_estimate).start()  # while files are read
     with terminating_like_interrupt():
         for dataset in arguments.datasets:
             folder, found = locate_dataset(workspace, dataset, said, arguments.dataset_name)
@@ -121,6 +125,11 @@ def _run(arguments: argparse.Namespace) -> int:
             if prepared.plan is not None:
                 logger.info("%s", _estimate_time(prepared.plan, len(prepared.dataset.cases), found.n_folds))
     return ALL_DONE
+
+
+def _import_for_estimate() -> None:
+    importlib.import_module("iaunet.networks.timing")
+    importlib.import_module("iaunet.networks")
 
 
 def _estimate_time(plan: "Plan", n_cases: int, n_folds: int) -> str:

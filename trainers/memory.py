@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from iaunet.device import CPU, casting
+from iaunet.device import CPU, casting, is_out_of_memory, random_state, restore_random_state
 from iaunet.loss import bce_dice_loss
 
 logger = logging.getLogger(__name__)
@@ -73,6 +73,42 @@ def find_micro_batch(
         "a training step needs about %.1f GB, %.1f GB are free: a smaller --width would fit", need, memory / 2**30
     )
     return sizes[-1]
+
+
+def step_fits(
+    network: nn.Module, shape: tuple[int, int, int, int], device: torch.device, precision: torch.dtype | None
+) -> bool:
+    """Whether memory suffices for images of a shape forward and backward, tried for real.
+
+    The network, which lies on the device, is left in training mode and with gradients, all else as before.
+    """
+    images = torch.zeros(shape, device=device)
+    restore = remember_state(network, device)
+    network.train()
+    try:
+        with casting(device, precision):
+            logits = network(images.contiguous(memory_format=torch.channels_last))
+        bce_dice_loss(logits, torch.zeros_like(logits)).loss.backward()  # type: ignore[no-untyped-call]
+    except RuntimeError as fault:
+        if not is_out_of_memory(fault):
+            raise
+        return False
+    finally:
+        restore()
+    return True
+
+
+def remember_state(network: nn.Module, device: torch.device) -> Callable[[], None]:
+    """What brings a network's buffers and the random state back to what they are now, to take a step again."""
+    buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
+    before = random_state(device)
+
+    def restore() -> None:
+        for name, buffer in network.named_buffers():
+            buffer.copy_(buffers[name])
+        restore_random_state(before, device)
+
+    return restore
 
 
 def state_bytes(network: nn.Module) -> int:

@@ -1,6 +1,7 @@
 """Where the numbers of each epoch go besides the screen."""
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Protocol
@@ -43,3 +44,12 @@ def find_log(name: str) -> Callable[[Path, int], MetricsLog]:
             f"the log {name} needs a package that is not installed ({fault}): pip install 'iaunet[{name}]'"
         ) from fault
     return made
+
+
+@contextlib.contextmanager
+def closing_logs(logs: Sequence[MetricsLog]) -> Iterator[None]:
+    """Close the logs at the end of a block, however it ends."""
+    with contextlib.ExitStack() as stack:
+        for log in logs:
+            stack.callback(log.close)
+        yield

@@ -1,15 +1,10 @@
 """The trainer: one fold of one run, from its first step to its scores."""
 
-import contextlib
 import logging
 import math
-import platform
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from importlib.metadata import version
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
@@ -21,16 +16,16 @@ from torch.utils.data import DataLoader
 from iaunet.console import Stopped, handling_signals
 from iaunet.device import casting, is_out_of_memory, random_state, restore_random_state
 from iaunet.errors import TrainingError
-from iaunet.inference.runs import FoldFolder
 from iaunet.loss import bce_dice_loss
-from iaunet.planners.plan import Plan, build_planned_network
+from iaunet.planners.plan import build_planned_network
 from iaunet.preprocessing.arrays import Arrays, open_arrays
 from iaunet.storage import remove_leftovers
 from iaunet.trainers.augmentation import Augmenter
 from iaunet.trainers.averaging import WeightAverage
 from iaunet.trainers.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from iaunet.trainers.device_augmentation import DeviceAugmenter
-from iaunet.trainers.distributed import ALONE, Ranks
+from iaunet.trainers.epoch_validation import EpochValidation
+from iaunet.trainers.fold_setup import FoldSetup
 from iaunet.trainers.loader import (
     Batch,
     Collator,
@@ -44,11 +39,11 @@ from iaunet.trainers.loader import (
     prepared_ahead,
     start_batches,
 )
-from iaunet.trainers.memory import micro_batches
-from iaunet.trainers.metrics_log import MetricsLog, find_log
+from iaunet.trainers.memory import micro_batches, remember_state, step_fits
+from iaunet.trainers.metrics_log import MetricsLog, closing_logs, find_log
 from iaunet.trainers.prior import output_shares, start_at_prior
 from iaunet.trainers.progress import Estimate, Metrics, Picture
-from iaunet.trainers.sampling import CaseOrder, EpochSampler, Sample
+from iaunet.trainers.sampling import CaseOrder, EpochSampler
 from iaunet.trainers.schedules import learning_rate
 from iaunet.weights import load_weights, save_weights
 
@@ -59,42 +54,6 @@ VALIDATION_COST = 1 / 3
 
 FEWEST_OWN_STATISTICS = 8
 """With fewer rows at a time GPUs that train together normalise batches by common statistics."""
-
-VALIDATION_ROWS_A_CASE = 4
-"""Rows of a held-out volume or tiled image that are looked at after an epoch; the fold's score is of all of it."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class FoldSetup:
-    """All that decides the training of one fold.
-
-    ``run`` names the run's settings by their digest. ``train`` and ``validation`` are names of cases; the second is
-    empty when a model is trained on every case. ``commands_folds`` is how many folds the command will train, this
-    one included; ``hours`` limits the whole command and fixes the number of epochs unless ``epochs`` has done so.
-    ``weights`` is a file to start from, ``log`` a name of `iaunet.trainers.metrics_log.LOGS`. ``ranks`` are the
-    processes that train it together; ``micro_batch`` and ``workers`` are those of each. ``precision`` is the type that
-    products are taken in, None for float32. ``augments_on_device`` says that rows are augmented where the network runs
-    and not while they are loaded.
-    """
-
-    plan: Plan
-    folder: FoldFolder
-    preprocessed: Path
-    run: str
-    train: tuple[str, ...]
-    validation: tuple[str, ...]
-    seed: int
-    device: torch.device
-    micro_batch: int
-    workers: int
-    epochs: int
-    commands_folds: int = 1
-    hours: float | None = None
-    weights: Path | None = None
-    log: str = "csv"
-    ranks: Ranks = ALONE
-    precision: torch.dtype | None = None
-    augments_on_device: bool = False
 
 
 class Trainer:
@@ -174,8 +133,7 @@ class Trainer:
         )
         self.sampler = EpochSampler(order, self.ranks.share(recipe.batch_size))
         self.loader, self.prepare_batch = self.make_loading()
-        self.validation_rows = [row for name in setup.validation for row in self._typical_rows(name)]
-        self.plain_rows = RowDataset(setup.preprocessed, plan.arrays_digest, None)
+        self.validation = EpochValidation(setup, self.arrays)
 
     def make_loading(self) -> tuple[DataLoader[Any], Callable[[Any], Batch]]:
         """The loader of augmented rows, and what brings its batches to the device."""
@@ -226,7 +184,7 @@ class Trainer:
         if self.ranks.size > 1:
             self._seed_step()
         while True:
-            restore = self._remember()
+            restore = remember_state(self.network, self.device)
             try:
                 losses = self.accumulate_gradients(batch)
                 break
@@ -277,30 +235,11 @@ class Trainer:
             sums += torch.stack([part.detach() * share for part in losses])
         return dict(zip(("loss", "bce", "dice_loss"), self.ranks.sum(sums.tolist()), strict=True))
 
-    @torch.inference_mode()
     def validate(self) -> dict[str, float]:
         """Loss and mean Dice per image of the held-out rows at the input's size; nan when none is held out."""
-        if not self.validation_rows:
-            return {"validation_loss": math.nan, "validation_dice": math.nan}
-        network = self.result_network()
-        losses: list[float] = []
-        dices: list[float] = []
-        for batch in self._validation_batches():
-            with casting(self.device, self.setup.precision):
-                logits = network(batch.images.to(self.device).contiguous(memory_format=torch.channels_last))
-            targets = batch.targets.to(self.device)
-            valid = None if batch.valid is None else batch.valid.to(self.device)
-            losses += [float(bce_dice_loss(logits, targets, valid).loss)] * len(batch.rows)
-            counted = True if batch.valid is None else batch.valid > 0
-            dices += dice_per_image(self.decided(logits) & counted, (batch.targets > 0) & counted).flatten().tolist()
+        measured = self.validation.measure(self.result_network(), self.micro_batch)
         self.network.train()
-        return {"validation_loss": self._mean_over_ranks(losses), "validation_dice": self._mean_over_ranks(dices)}
-
-    def decided(self, logits: torch.Tensor) -> torch.Tensor:
-        """The maps [B, L, H, W] of the labels that the decision rule gives, boolean, on the CPU."""
-        plan = self.setup.plan
-        masks = [plan.decide(maps) for maps in logits.float().sigmoid().cpu().numpy()]
-        return torch.from_numpy(plan.coding.targets(np.stack(masks)) > 0)
+        return measured
 
     def log_epoch(self, validation: dict[str, float]) -> None:
         """Tell the epoch's numbers, on the screen, in metrics.csv and in the log that was asked for; begin the next."""
@@ -450,26 +389,6 @@ class Trainer:
     def _bring(self, batch: Batch) -> Batch:
         return batch.to(self.device)
 
-    def _validation_batches(self) -> Iterator[Batch]:
-        collate = Collator(self.setup.plan.coding)
-        size = min(self.micro_batch, 8)
-        rows = self.validation_rows[self.ranks.share(len(self.validation_rows))]
-        for start in range(0, len(rows), size):
-            numbers = rows[start : start + size]
-            yield collate([self.plain_rows[Sample(row, (0, 0, 0))] for row in numbers])
-
-    def _mean_over_ranks(self, values: Sequence[float]) -> float:
-        if self.ranks.size == 1:
-            return float(np.mean(values))
-        total, count = self.ranks.sum([sum(values), len(values)])
-        return total / count
-
-    def _typical_rows(self, name: str) -> list[int]:
-        """A few rows of a held-out case, spread evenly, with foreground if it has such."""
-        rows = self.arrays.cases[name].rows
-        telling = [row for row in rows if self.arrays.foreground[row]] or list(rows)
-        return telling[:: -(-len(telling) // VALIDATION_ROWS_A_CASE)]
-
     def _fix_epochs(self) -> None:
         """Once, after the first steps: as many epochs as the hours allow."""
         if self._hours_to_fix is None:
@@ -518,35 +437,11 @@ class Trainer:
         numbers = np.random.SeedSequence([self.setup.seed, self.epoch, self.step, self.ranks.rank])
         torch.manual_seed(int(numbers.generate_state(1)[0]))
 
-    def _remember(self) -> Callable[[], None]:
-        """What brings buffers and random state back to what they are now."""
-        buffers = {name: buffer.clone() for name, buffer in self.network.named_buffers()}
-        before = random_state(self.device)
-
-        def restore() -> None:
-            for name, buffer in self.network.named_buffers():
-                buffer.copy_(buffers[name])
-            restore_random_state(before, self.device)
-
-        return restore
-
     def _fits(self) -> bool:
         """Whether memory suffices for a micro-batch forward and backward; gradients are left, all else as before."""
-        plan, rows = self.setup.plan, self._rows_at_a_time()
-        images = torch.zeros(rows, plan.channels, *plan.input_size, device=self.device)
-        restore = self._remember()
-        self.network.train()
-        try:
-            with casting(self.device, self.setup.precision):
-                logits = self.network(images.contiguous(memory_format=torch.channels_last))
-            bce_dice_loss(logits, torch.zeros_like(logits)).loss.backward()  # type: ignore[no-untyped-call]
-        except RuntimeError as fault:
-            if not is_out_of_memory(fault):
-                raise
-            return False
-        finally:
-            restore()
-        return True
+        plan = self.setup.plan
+        shape = self._rows_at_a_time(), plan.channels, *plan.input_size
+        return step_fits(self.network, shape, self.device, self.setup.precision)
 
     def _rows_at_a_time(self) -> int:
         """The most rows that go through the network at once on any rank."""
@@ -573,25 +468,3 @@ class Trainer:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         logger.warning("memory ran out: going on with %d rows at a time", self.micro_batch)
-
-
-@contextlib.contextmanager
-def closing_logs(logs: Sequence[MetricsLog]) -> Iterator[None]:
-    """Close the logs at the end of a block, however it ends."""
-    with contextlib.ExitStack() as stack:
-        for log in logs:
-            stack.callback(log.close)
-        yield
-
-
-def dice_per_image(predicted: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
-    """Dice, eq. (12), of boolean maps [B, L, H, W]: [B, L]; 1 where both are empty."""
-    overlap = (predicted & truth).sum((2, 3))
-    total = predicted.sum((2, 3)) + truth.sum((2, 3))
-    return torch.where(total > 0, 2 * overlap / total.clamp(min=1), 1.0)
-
-
-def library_versions() -> dict[str, str]:
-    """The versions that a result depends on."""
-    names: Sequence[str] = ("iaunet", "torch", "numpy", "batchgenerators", "Pillow", "scipy")
-    return {"python": platform.python_version(), **{name: version(name) for name in names}}

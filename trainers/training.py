@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -37,9 +37,11 @@ from iaunet.records import differences, require, to_json
 from iaunet.storage import digest, file_digest, make_folder
 from iaunet.trainers.device_augmentation import MOST_ORDER
 from iaunet.trainers.distributed import ALONE, Ranks, rank_device
+from iaunet.trainers.fold_setup import FoldSetup
 from iaunet.trainers.memory import find_micro_batch
 from iaunet.trainers.metrics_log import find_log
-from iaunet.trainers.trainer import FoldSetup, Trainer, library_versions
+from iaunet.trainers.trainer import Trainer
+from iaunet.trainers.versions import library_versions
 from iaunet.weights import load_weights
 from iaunet.workers import default_workers
 from iaunet.workspace import DatasetFolder, locked
@@ -156,14 +158,17 @@ def find_folds(folder: DatasetFolder, fold: str, options: TrainingOptions) -> tu
     return training.run, names
 
 
-def put_aside(folder: DatasetFolder, run: Run) -> None:
-    """Rename the folder of a run, if there is one, so that other processes begin it anew, each on a device of its own.
+def put_aside(folder: DatasetFolder, runs: Sequence[Run]) -> None:
+    """Rename the folders of runs that are there, so that other processes begin them anew, each on its own device.
 
     Raises:
-        WorkspaceError: Another process is training one of its folds.
+        WorkspaceError: Another process is training a fold of one of them; all are left where they are.
     """
     with locked(folder.runs, "beginning a run", SECONDS_TO_BEGIN):
-        _put_aside(run)
+        for run in runs:
+            _require_idle(run)
+        for run in runs:
+            _put_aside(run)
 
 
 def sum_up(folder: DatasetFolder, options: TrainingOptions, ranks: Ranks = ALONE) -> Run:
@@ -264,6 +269,7 @@ class _Training:
 
     def _begin(self, record: RunRecord) -> None:
         if self.options.restart:  # only now: what cannot be begun anew stays where it is
+            _require_idle(self.run)
             _put_aside(self.run)
         make_folder(self.run.root)
         self.run.write_record(record)
@@ -515,17 +521,21 @@ def settings(record: RunRecord) -> dict[str, Any]:
     return {"plan": decisions(record.plan), **{name: getattr(record, name) for name in names}}
 
 
-def _put_aside(run: Run) -> None:
-    """Rename a run's folder: nothing of it is deleted.
+def _require_idle(run: Run) -> None:
+    """Refuse a run that is not to be touched now.
 
     Raises:
         WorkspaceError: Another process is training one of its folds.
     """
-    if not run.root.exists():
-        return
     for folder in run.root.glob("fold_*"):
         with locked(folder, "training"):
             pass
+
+
+def _put_aside(run: Run) -> None:
+    """Rename a run's folder if there is one: nothing of it is deleted."""
+    if not run.root.exists():
+        return
     number = 1
     while (aside := run.root.with_name(f"{run.name}.old-{number}")).exists():
         number += 1

@@ -4,9 +4,7 @@ import dataclasses
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from iaunet.allocation import keep_freed_memory
 from iaunet.engines import Engine
@@ -44,26 +42,6 @@ class Unit:
     def is_finished(self) -> bool:
         """Whether nothing is left to do."""
         return self.run.fold(self.fold).is_finished and not (self.options.val_only or self.options.restart)
-
-
-class _Tasks(Sequence[Task[Unit]]):
-    """What an engine is to do; old runs are put aside when it first looks at it, which is once it is reached."""
-
-    def __init__(self, units: Sequence[Unit]) -> None:
-        self.units = units
-
-    def __len__(self) -> int:
-        return len(self._begun)
-
-    def __getitem__(self, index: Any) -> Any:
-        return self._begun[index]
-
-    @cached_property
-    def _begun(self) -> list[Task[Unit]]:
-        for folder, run in dict.fromkeys((unit.folder, unit.run) for unit in self.units if unit.options.restart):
-            put_aside(folder, run)
-        units = [dataclasses.replace(unit, options=_anywhere(unit.options)) for unit in self.units]
-        return [Task(unit.name, unit, unit.log) for unit in units]
 
 
 def train_unit(unit: Unit) -> None:
@@ -108,7 +86,7 @@ def train_networks(
     for run in dict.fromkeys(unit.run for unit in units):
         logger.info("run        %s", run.root)
     if engine is not None:
-        _train_on(engine, units)
+        _train_on(engine, folder, units)
     elif part is not None:
         _train_part(part, units, ranks)
     return [sum_up(folder, dataclasses.replace(options, restart=False), ranks) for options in choices]
@@ -126,21 +104,28 @@ def _refuse(choices: Sequence[TrainingOptions], engine: Engine | None, part: Par
         require_alone(ranks.size)
 
 
-def _train_on(engine: Engine, units: Sequence[Unit]) -> None:
+def _train_on(engine: Engine, folder: DatasetFolder, units: Sequence[Unit]) -> None:
     """Train what is left to do as calls of an engine; old runs are put aside once it is reached."""
     units = [unit for unit in units if not unit.is_finished]
     if not units:
         return
-    tasks = _Tasks(units)
+    tasks = [Task(unit.name, dataclasses.replace(unit, options=_anywhere(unit.options)), unit.log) for unit in units]
     on_gpu = any(unit.options.device != "cpu" for unit in units)
     faults: dict[str, IaunetError] = {}
-    for task, outcome in engine.run(train_unit, tasks, on_gpu):
+    for task, outcome in engine.run(train_unit, tasks, on_gpu, begin=lambda: _put_aside_restarted(folder, units)):
         if outcome is not None:
             faults[task.name] = outcome
         logger.info("%s %s", task.name, "is finished" if outcome is None else f"failed: {outcome}")
     if faults:
         name, fault = next(iter(faults.items()))
         raise TrainingError(f"{len(faults)} of {len(tasks)} folds failed; {name}: {fault}")
+
+
+def _put_aside_restarted(folder: DatasetFolder, units: Sequence[Unit]) -> None:
+    """Put aside the runs that --restart replaces: all, or none if one of them is being trained."""
+    runs = dict.fromkeys(unit.run for unit in units if unit.options.restart)
+    if runs:
+        put_aside(folder, [*runs])
 
 
 def _train_part(part: Part, units: Sequence[Unit], ranks: Ranks) -> None:

@@ -22,7 +22,11 @@ class Engine(Protocol):
     """Runs functions in other processes, most often on other machines that share this one's disk."""
 
     def run(
-        self, function: Callable[[Item], Result], tasks: Sequence[Task[Item]], on_gpu: bool
+        self,
+        function: Callable[[Item], Result],
+        tasks: Sequence[Task[Item]],
+        on_gpu: bool,
+        begin: Callable[[], None] = lambda: None,
     ) -> Iterator[tuple[Task[Item], Result | IaunetError]]:
         """Call a function for each task, each in a process that has its share of processors and GPUs.
 
@@ -32,6 +36,7 @@ class Engine(Protocol):
             function: A function of a module that can be imported there.
             tasks: What to call it with.
             on_gpu: Whether a task is given a GPU where there are any and the user did not say how many.
+            begin: Called here once, when the engine is reached and before the first task is begun.
 
         Yields:
             Each task as it ends, with its result, or with the fault that the user can mend. Other exceptions of the

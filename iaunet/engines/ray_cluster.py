@@ -65,7 +65,11 @@ class RayEngine:
         self.options = from_json(RayOptions, dict(given))
 
     def run(
-        self, function: Callable[[Item], Result], tasks: Sequence[Task[Item]], on_gpu: bool
+        self,
+        function: Callable[[Item], Result],
+        tasks: Sequence[Task[Item]],
+        on_gpu: bool,
+        begin: Callable[[], None] = lambda: None,
     ) -> Iterator[tuple[Task[Item], Result | IaunetError]]:
         """Call the function for each task, see `iaunet.engines.Engine`.
 
@@ -73,6 +77,7 @@ class RayEngine:
             EngineError: The cluster cannot be reached, or Ray is not installed.
         """
         with connected(self.options.address) as ray:
+            begin()
             share = choose_share(machines(ray), len(tasks), on_gpu, self.options)
             remote = ray.remote(work).options(
                 num_cpus=share.processors, num_gpus=share.gpus, max_retries=RETRIES, name="iaunet"

@@ -76,7 +76,11 @@ class SlurmEngine:
         self.folder = folder
 
     def run(
-        self, function: Callable[[Item], Result], tasks: Sequence[Task[Item]], on_gpu: bool
+        self,
+        function: Callable[[Item], Result],
+        tasks: Sequence[Task[Item]],
+        on_gpu: bool,
+        begin: Callable[[], None] = lambda: None,
     ) -> Iterator[tuple[Task[Item], Result | IaunetError]]:
         """Call the function for each task, see `iaunet.engines.Engine`.
 
@@ -84,6 +88,7 @@ class SlurmEngine:
             EngineError: This machine cannot submit jobs, or submitit is not installed.
         """
         array = _Array(self._executor(on_gpu), function, self.options.processors)
+        begin()
         follower = LogFollower({task.name: task.log for task in tasks})
         array.submit(tasks)
         with array.cancelling():

@@ -9,7 +9,9 @@ from iaunet.device import casting, training_precision
 from iaunet.loss import bce_dice_loss
 
 SHRINK = 4
-MOST_ROWS = 32
+WARMING, FEW, MANY = 2, 8, 32
+"""Rows of the steps: the first of a network takes longer than any other."""
+
 LONG_ENOUGH = 0.4
 """Seconds of a step beyond which the cost of starting its kernels no longer shows."""
 
@@ -17,8 +19,8 @@ LONG_ENOUGH = 0.4
 def time_row(network: nn.Module, channels: int, labels: int, size: tuple[int, int], device: torch.device) -> float:
     """Estimate the seconds that training takes a row, forward and backward.
 
-    A few steps are run on random images with sides `SHRINK` times smaller, as far as the network takes such, with more
-    rows until they take long enough; the last is scaled by its pixels.
+    Two or three steps are run on random images with sides `SHRINK` times smaller, as far as the network takes such; the
+    last is scaled by its pixels.
 
     Args:
         network: Moved to ``device`` and put into training mode; its gradients and statistics are spoilt.
@@ -31,11 +33,14 @@ def time_row(network: nn.Module, channels: int, labels: int, size: tuple[int, in
     multiple = getattr(network, "multiple", 32)
     height, width = (-(-max(32, side // SHRINK) // multiple) * multiple for side in size)
     network = network.to(device=device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
-    rows = 2
-    seconds = _time_step(network, torch.randn(rows, channels, height, width, device=device), labels)
-    while seconds < LONG_ENOUGH and rows < MOST_ROWS:
-        rows *= 2
-        seconds = _time_step(network, torch.randn(rows, channels, height, width, device=device), labels)
+
+    def step(rows: int) -> float:
+        return _time_step(network, torch.randn(rows, channels, height, width, device=device), labels)
+
+    step(WARMING)
+    rows, seconds = FEW, step(FEW)
+    if seconds < LONG_ENOUGH:
+        rows, seconds = MANY, step(MANY)
     return seconds / rows * (size[0] * size[1]) / (height * width)
 
 

@@ -10,7 +10,7 @@ from iaunet.files import read_mask
 from iaunet.inference.best import BestFolder, find_chosen
 from iaunet.inference.find_best import find_best
 from iaunet.inference.find_best_command import describe_finding, main
-from iaunet.inference.model_file import export_model
+from iaunet.inference.model_export import export_model
 from iaunet.inference.out_of_fold import LogitWriter, logits_path, read_logits, sigmoid
 from iaunet.inference.postprocessing import clean_labels
 from iaunet.inference.predict_command import main as predict

@@ -24,12 +24,9 @@ from iaunet.inference.best import CROSSVAL, BestFolder, BestModel, Member, find_
 from iaunet.inference.calibration import Calibration, Reliability
 from iaunet.inference.expected_dice import FEATURES, DiceModel, ExpectedDice
 from iaunet.inference.familiar import find_familiar
-from iaunet.inference.model_file import (
-    MOST_TEXT,
-    export_model,
-    import_model,
-    open_model,
-)
+from iaunet.inference.model_export import export_model
+from iaunet.inference.model_file import MOST_TEXT, open_model
+from iaunet.inference.model_import import import_model
 from iaunet.inference.postprocessing import LabelCleaning, Postprocessing
 from iaunet.inference.predictor import Predictor
 from iaunet.inference.runs import Run, RunRecord

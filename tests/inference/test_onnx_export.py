@@ -14,7 +14,7 @@ from iaunet.dataset import MaskCoding
 from iaunet.errors import PredictionError, WorkspaceError
 from iaunet.inference.calibration import Calibration, Reliability
 from iaunet.inference.export_command import main as export_main
-from iaunet.inference.model_file import export_model
+from iaunet.inference.model_export import export_model
 from iaunet.inference.onnx_export import LARGEST_DIFFERENCE, export_onnx
 from iaunet.inference.postprocessing import LabelCleaning, Postprocessing
 from iaunet.inference.predict_command import main as predict_main

@@ -14,7 +14,7 @@ from iaunet.inference.best import CROSSVAL, SCORES, BestFolder
 from iaunet.inference.crossval import summarise
 from iaunet.inference.expected_dice import FEATURES, features_of, fit_dice_model
 from iaunet.inference.find_best import find_best
-from iaunet.inference.model_file import export_model
+from iaunet.inference.model_export import export_model
 from iaunet.inference.out_of_fold import LARGEST_LOGIT, read_logits
 from iaunet.inference.predictor import Predictor
 from iaunet.inference.runs import Run

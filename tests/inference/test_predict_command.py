@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from iaunet.inference.model_file import export_model
+from iaunet.inference.model_export import export_model
 from iaunet.inference.predict_command import main
 from iaunet.inference.predictor import Predictor
 from iaunet.inference.runs import Run

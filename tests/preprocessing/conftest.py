@@ -1,10 +1,14 @@
-"""A plan made without reading data, and commands that do not wait for their threads."""
+"""A plan made without reading data, pictures of a page, and commands that do not wait for their threads."""
 
+import base64
+import io
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from iaunet.dataset import MaskCoding
 from iaunet.planners.plan import InferencePlan, NetworkPlan, Normalisation, Plan
@@ -47,3 +51,16 @@ def make_plan() -> Callable[..., Plan]:
         return Plan(**(usual | fields))
 
     return make_plan
+
+
+@pytest.fixture(scope="session")
+def decode() -> Callable[[str], Image.Image]:
+    """The picture of a data URI."""
+
+    def decode(uri: str) -> Image.Image:
+        kind, data = re.fullmatch(r"data:image/(jpeg|png);base64,([A-Za-z0-9+/=]+)", uri).groups()
+        picture = Image.open(io.BytesIO(base64.b64decode(data)))
+        assert picture.format == kind.upper()
+        return picture
+
+    return decode

@@ -12,8 +12,9 @@ import torch
 from iaunet.console import Stopped
 from iaunet.errors import IaunetError
 from iaunet.trainers.distributed import Ranks, joined
+from iaunet.trainers.fold_setup import FoldSetup
 from iaunet.trainers.loader import start_batches
-from iaunet.trainers.trainer import FoldSetup, Trainer
+from iaunet.trainers.trainer import Trainer
 from iaunet.trainers.training import TrainingOptions, train
 from iaunet.workspace import DatasetFolder
 

@@ -17,64 +17,13 @@ from iaunet.trainers.command import main
 RUN = "unet-best-random"
 
 
-@pytest.fixture
-def start(workspace):
-    """Start ``iaunet_train toy 0`` in a session of its own; whatever is left of it is killed after the test."""
-    started = []
-
-    def start_process(*options, **environment):
-        process = subprocess.Popen(
-            [sys.executable, "-m", "iaunet", "train", "toy", "0", "--workspace", str(workspace), *options],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            encoding="utf-8",
-            env={
-                **os.environ,
-                "OMP_NUM_THREADS": "1",
-                "PYTHONUTF8": "1",
-                "PYTHONPATH": str(Path(__file__).parent),
-                **environment,
-            },
-            start_new_session=True,
-        )
-        started.append(process)
-        return process
-
-    yield start_process
-    for process in started:
-        for pid in group_of(process):
-            os.kill(pid, signal.SIGKILL)
-        process.communicate()
-
-
-def group_of(process):
-    """The processes of its session that still run."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            state, _, group = (folder / "stat").read_text().rpartition(")")[2].split()[:3]
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        if int(group) == process.pid and state != "Z":
-            found.append(int(folder.name))
-    return found
-
-
-def read_until(process, beginning):
-    for line in process.stdout:
-        if line.startswith(beginning):
-            return
-    raise AssertionError(f"no line begins with {beginning!r}: {process.stderr.read()}")
-
-
 def wait_for_end(process):
     """The exit code and what was said on stderr; no process of its session may be left soon after."""
     out, err = process.communicate(timeout=120)
     deadline = time.monotonic() + 30
-    while group_of(process) and time.monotonic() < deadline:
+    while process.processes() and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert not group_of(process)
+    assert not process.processes()
     return process.returncode, err, out
 
 
@@ -112,7 +61,7 @@ def test_a_signal_stops_after_the_step_and_the_same_command_goes_on_to_the_bit(
     start, workspace, same_as_undisturbed, number, workers
 ):
     process = start("--workers", workers)
-    read_until(process, "epoch 3/12")
+    process.read_until("epoch 3/12")
     os.killpg(process.pid, number)  # as a terminal or a batch system does: workers are signalled too
 
     code, err, out = wait_for_end(process)
@@ -130,7 +79,7 @@ def test_a_signal_stops_after_the_step_and_the_same_command_goes_on_to_the_bit(
 
 def test_a_signal_while_the_loading_processes_start_stops_as_well(start, workspace):
     process = start("--workers", "2")
-    read_until(process, "run ")
+    process.read_until("run ")
     time.sleep(0.7)
     os.killpg(process.pid, signal.SIGINT)
 
@@ -145,7 +94,7 @@ def test_a_signal_while_the_loading_processes_start_stops_as_well(start, workspa
 @pytest.mark.parametrize("moment", ["run ", "epoch 1/12", "epoch 12/12"])
 def test_a_killed_training_goes_on_to_the_bit(start, workspace, same_as_undisturbed, moment):
     process = start()
-    read_until(process, moment)
+    process.read_until(moment)
     process.kill()
     wait_for_end(process)
 
@@ -158,7 +107,7 @@ def test_a_killed_training_goes_on_to_the_bit(start, workspace, same_as_undistur
 @pytest.mark.parametrize("milliseconds", range(0, 6000, 300))
 def test_a_training_killed_at_any_moment_goes_on_to_the_bit(start, workspace, same_as_undisturbed, milliseconds):
     process = start()
-    read_until(process, "workspace ")
+    process.read_until("workspace ")
     time.sleep(milliseconds / 1000)
     process.kill()
     wait_for_end(process)
@@ -171,7 +120,7 @@ def test_a_training_killed_at_any_moment_goes_on_to_the_bit(start, workspace, sa
 @pytest.mark.slow
 def test_a_training_killed_with_its_loading_process_leaves_none_and_goes_on(start, workspace, same_as_undisturbed):
     process = start("--workers", "1")
-    read_until(process, "epoch 2/12")
+    process.read_until("epoch 2/12")
     process.kill()
     wait_for_end(process)
 
@@ -194,7 +143,7 @@ def test_a_second_process_on_the_same_fold_is_refused(start, workspace, monkeypa
     monkeypatch.syspath_prepend(Path(__file__).parent)
     options = ("--network", "strange_networks:Slow")
     process = start(*options, SLOW_SECONDS="0.3")
-    read_until(process, "epoch 1/12")
+    process.read_until("epoch 1/12")
 
     assert main(["toy", "0", "--workspace", str(workspace), *options]) == 2
 
@@ -208,7 +157,7 @@ def test_a_second_process_on_the_same_fold_is_refused(start, workspace, monkeypa
 def test_a_full_disk_is_named_and_the_last_good_checkpoint_stays(start, workspace, same_as_undisturbed, capsys):
     resource = pytest.importorskip("resource", reason="no limits on file sizes on this system")
     process = start()
-    read_until(process, "epoch 2/12")
+    process.read_until("epoch 2/12")
     process.terminate()
     wait_for_end(process)
     fold = fold_of(workspace)

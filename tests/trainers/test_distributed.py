@@ -21,14 +21,12 @@ from safetensors.torch import load_file
 from iaunet.console import Stopped
 from iaunet.errors import TrainingError
 from iaunet.inference.runs import FoldFolder
-from iaunet.planners.folds import load_splits
-from iaunet.planners.plan import NetworkPlan, load_plan
+from iaunet.planners.plan import NetworkPlan
 from iaunet.preprocessing.arrays import open_arrays
 from iaunet.trainers.checkpoint import load_checkpoint
 from iaunet.trainers.command import main
 from iaunet.trainers.distributed import ALONE, Ranks, joined, must_be_started, rank_device, require_alone, start_ranks
-from iaunet.trainers.trainer import FoldSetup, Trainer
-from iaunet.workspace import DatasetFolder
+from iaunet.trainers.trainer import Trainer
 
 HERE = Path(__file__).parent
 PROGRAM = [sys.executable, str(HERE / "rank_program.py")]
@@ -65,27 +63,12 @@ class StoppedInTheSecondStep(Trainer):
 
 
 @pytest.fixture(scope="module")
-def work(toy_workspace, tmp_path_factory):
+def work(toy_workspace, setup_in, tmp_path_factory):
     """What two ranks are to do in one go, by name: single steps, and whole trainings of two epochs."""
-    toy = DatasetFolder(toy_workspace / "toy")
-    fold = load_splits(toy.splits_json).splits["random"].folds[0]
     root = tmp_path_factory.mktemp("ranks")
 
     def setup(name, network="unet", **changes):
-        begun = FoldSetup(
-            plan=load_plan(toy.plan_json),
-            folder=FoldFolder(root / name / "fold_0"),
-            preprocessed=toy.preprocessed,
-            run="a run",
-            train=fold.train,
-            validation=fold.validation,
-            seed=0,
-            device=torch.device("cpu"),
-            micro_batch=4,
-            workers=0,
-            epochs=2,
-        )
-        return changed(begun, network, **changes)
+        return changed(setup_in(root / name / "fold_0"), network, **changes)
 
     steps = {
         "plain": setup("plain", "build_plain"),
@@ -110,7 +93,7 @@ def work(toy_workspace, tmp_path_factory):
         patch.syspath_prepend(HERE)
         with pytest.raises(Stopped):
             StoppedInTheSecondStep(fits["resumed"]).fit()
-    return root, {"steps": steps, "fits": fits, "toy": toy.root}
+    return root, {"steps": steps, "fits": fits, "toy": toy_workspace / "toy"}
 
 
 @pytest.fixture(scope="module")
@@ -381,36 +364,6 @@ def test_more_gpus_than_there_are_are_refused_in_one_line(capsys):
 # The real command ---------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def start(workspace):
-    """Start ``iaunet_train toy 0`` on two ranks in a session of its own, which is killed after the test."""
-    started = []
-
-    def start_process(*options, **environment):
-        process = subprocess.Popen(
-            [sys.executable, "-m", "iaunet", "train", "toy", "0", "--workspace", str(workspace), *options],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            encoding="utf-8",
-            env={**os.environ, "PYTHONUTF8": "1", "PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1", **environment},
-        )
-        started.append(process)
-        return process
-
-    yield start_process
-    for process in started:
-        process.kill()
-        process.communicate()
-
-
-def read_until(process, beginning):
-    for line in process.stdout:
-        if line.startswith(beginning):
-            return
-    raise AssertionError(f"no line begins with {beginning!r}: {process.stderr.read()}")
-
-
 def ranks_of(process):
     """The process numbers of the ranks that a command has started, by rank."""
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
@@ -450,7 +403,7 @@ def test_the_command_trains_on_two_ranks_that_tell_all_once(start, workspace):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_stops_all_ranks_after_the_step_and_one_goes_on(start, workspace, number):
     process = start(*TWO, *SLOW, SLOW_SECONDS="0.2")
-    read_until(process, "epoch 2/4")
+    process.read_until("epoch 2/4")
     process.send_signal(number)
     _, err = process.communicate(timeout=120)
 
@@ -465,7 +418,7 @@ def test_a_signal_stops_all_ranks_after_the_step_and_one_goes_on(start, workspac
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_killed_rank_ends_the_others_and_the_same_command_goes_on(start, workspace, rank):
     process = start(*TWO, *SLOW, SLOW_SECONDS="0.2")
-    read_until(process, "epoch 2/4")
+    process.read_until("epoch 2/4")
     os.kill(ranks_of(process)[rank], signal.SIGKILL)
     _, err = process.communicate(timeout=120)
 
@@ -478,7 +431,7 @@ def test_a_killed_rank_ends_the_others_and_the_same_command_goes_on(start, works
 @pytest.mark.slow
 def test_ranks_stop_after_their_step_when_what_started_them_is_gone(start, workspace):
     process = start(*TWO, *SLOW, SLOW_SECONDS="0.2")
-    read_until(process, "epoch 2/4")
+    process.read_until("epoch 2/4")
     process.kill()
     _, err = process.communicate(timeout=120)  # until the ranks have closed it
 
@@ -490,7 +443,7 @@ def test_ranks_stop_after_their_step_when_what_started_them_is_gone(start, works
 @pytest.mark.slow
 def test_ranks_without_a_launcher_tell_themselves_that_another_is_gone(start):
     first, second = (start(*SLOW, "--device", "cpu", SLOW_SECONDS="0.2", **variables) for variables in two_ranks())
-    read_until(first, "epoch 1/4")
+    first.read_until("epoch 1/4")
     second.kill()
     _, err = first.communicate(timeout=120)
 

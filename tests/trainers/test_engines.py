@@ -1,4 +1,5 @@
 import contextlib
+import dataclasses
 import os
 import shutil
 import signal
@@ -31,7 +32,8 @@ class NextDoor:
     def __init__(self):
         self.names = []
 
-    def run(self, function, tasks, on_gpu):
+    def run(self, function, tasks, on_gpu, begin):
+        begin()
         for task in tasks:
             self.names.append(task.name)
             yield task, work(*pack(function, task, None))
@@ -40,7 +42,7 @@ class NextDoor:
 class OutOfReach:
     """An engine that cannot be reached."""
 
-    def run(self, function, tasks, on_gpu):
+    def run(self, function, tasks, on_gpu, begin):
         raise EngineError("nobody answers")
         yield
 
@@ -145,6 +147,18 @@ def test_an_old_run_that_is_being_trained_is_not_put_aside(toy):
         train_networks(toy, "0", [options(restart=True)], NextDoor())
 
     assert fold.is_finished
+
+
+def test_none_of_several_old_runs_is_put_aside_when_one_is_being_trained(toy):
+    choices = [options(), options(network="unext")]
+    idle, busy = (train(toy, "0", choice) for choice in choices)
+    before = weights_of(idle), weights_of(busy)
+
+    with locked(busy.fold("0").root, "training"), pytest.raises(WorkspaceError, match="another process is training in"):
+        train_networks(toy, "0", [dataclasses.replace(choice, restart=True) for choice in choices], NextDoor())
+
+    assert sorted(path.name for path in toy.runs.iterdir() if path.is_dir()) == [idle.name, busy.name]
+    assert (weights_of(idle), weights_of(busy)) == before
 
 
 def test_held_out_cases_are_scored_again_on_an_engine(toy):

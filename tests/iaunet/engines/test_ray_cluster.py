@@ -45,6 +45,11 @@ def test_a_cluster_that_does_not_answer_is_told_at_once(address):
         pass
 
 
+def test_nothing_is_begun_for_a_cluster_that_does_not_answer(jobs, task, tmp_path):
+    with pytest.raises(EngineError, match="no cluster of Ray answers"):
+        next(RayEngine({"address": "127.0.0.1:1"}, tmp_path).run(jobs.square, [task("two", 2)], False, pytest.fail))
+
+
 def test_calls_run_in_processes_of_this_machine_alone_and_one_that_is_killed_begins_again(
     jobs, task, tmp_path, caplog, monkeypatch
 ):
@@ -55,12 +60,15 @@ def test_calls_run_in_processes_of_this_machine_alone_and_one_that_is_killed_beg
     handler = signal.getsignal(signal.SIGTERM)
     homes = set(Path.home().glob(".ray*"))
     items = {"two": 2, "bad": jobs.RAISING, "killed": tmp_path, "three": 3}
+    tasks = [task(name, item) for name, item in items.items()]
+    logs_at_begin = []
     calls = RayEngine({"processors": 1}, tmp_path).run(
-        jobs.square_or_be_killed, [task(name, item) for name, item in items.items()], on_gpu=True
+        jobs.square_or_be_killed, tasks, True, lambda: logs_at_begin.append(any(task.log.exists() for task in tasks))
     )
 
     outcomes = {task.name: outcome for task, outcome in itertools.islice(calls, 4)}
 
+    assert logs_at_begin == [False]
     assert outcomes["two"][0::2] == (4, 1)
     assert outcomes["three"][3] == "1"
     assert outcomes["two"][1] != os.getpid()

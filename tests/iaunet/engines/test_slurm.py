@@ -23,8 +23,12 @@ def engine(tmp_path, monkeypatch):
 def test_jobs_run_in_other_processes(engine, jobs, task, tmp_path, caplog):
     caplog.set_level(logging.INFO, "iaunet")
 
-    outcomes = dict(engine.run(jobs.square, [two := task("two", 2), bad := task("bad", jobs.RAISING)], on_gpu=False))
+    logs_at_begin = []
+    two, bad = task("two", 2), task("bad", jobs.RAISING)
 
+    outcomes = dict(engine.run(jobs.square, [two, bad], False, lambda: logs_at_begin.append(two.log.exists())))
+
+    assert logs_at_begin == [False]
     assert outcomes[two][0::2] == (4, 1)
     assert outcomes[two][1] != os.getpid()
     assert isinstance(outcomes[bad], FileError)
@@ -73,7 +77,7 @@ def test_jobs_that_run_may_save_what_they_have_when_the_command_is_stopped(engin
 @pytest.mark.skipif(shutil.which("srun") is not None, reason="there is a SLURM here")
 def test_without_slurm_there_is_a_line(jobs, task, tmp_path):
     with pytest.raises(EngineError, match="there is no SLURM here: run this where sbatch and srun are"):
-        next(SlurmEngine({}, tmp_path).run(jobs.square, [task("two", 2)], on_gpu=False))
+        next(SlurmEngine({}, tmp_path).run(jobs.square, [task("two", 2)], on_gpu=False, begin=pytest.fail))
 
 
 def test_a_job_whose_time_is_up_is_handed_in_again_as_it_was(jobs, task):
