@@ -5,9 +5,9 @@
 A small part of the images is planned and the network trained on it for one epoch of two steps, so that the command has
 a run to predict with; speed does not depend on what it has learnt. `predict_folder` of the images (decode to mask file,
 table and audit) and the network alone (the same batches of inputs in memory, as many side by side, the same flips and
-process) take turns. The command is run for more and more images for its memory: RssAnon of the process tree, which is
-what grows with the data. nnU-Net predicts with a model before its first step, and its network alone runs on the tiles
-and flips that it would use, in the same minute.
+process) take turns, and the network with its kernels shared between all cores. The command is run for more and more
+images for its memory: RssAnon of the process tree, which is what grows with the data. nnU-Net predicts with a model
+before its first step, and its network alone runs on the tiles and flips that it would use, in the same minute.
 """
 
 import itertools
@@ -46,6 +46,9 @@ if TYPE_CHECKING:
     from iaunet.inference.predictor import Predictor
 
 PLANNED = 20
+TOGETHER = 4
+"""Rows that a network gets at once where all cores work on the same kernel."""
+
 HELD_IN_MEMORY = 256
 """Inputs for the network alone at most; more images take them again."""
 
@@ -119,6 +122,11 @@ class _Bench:
                 pass
             cores.append(started - time.process_time())
 
+        def run_one_by_one() -> None:
+            rows = torch.cat(batches)
+            for batch in torch.split(rows, max(TOGETHER, predictor.batch_size)):
+                run(batch)
+
         def predict() -> None:
             started = time.process_time()
             predictor.predict_folder(inputs, output)
@@ -126,8 +134,8 @@ class _Bench:
             shutil.rmtree(output)
 
         run(batches[0])  # its first call is slower
-        seconds = in_turns({"network": timed(run_network), "folder": timed(predict)}, rounds)
-        networks, folders = seconds["network"], seconds["folder"]
+        ways = {"network": timed(run_network), "folder": timed(predict), "shared": timed(run_one_by_one)}
+        networks, folders, shared = in_turns(ways, rounds).values()
         self.alone = statistics.median(networks) / n
         report.add(
             "prediction",
@@ -140,6 +148,8 @@ class _Bench:
                 "file to file, images/s": n / statistics.median(folders),
                 "core ms an image beyond the network": 1000 * sum(cores) / rounds / n,
                 "of the network's speed": spread(ratios(networks, folders)),
+                "kernels shared between cores, ms an image": 1000 * statistics.median(shared) / n,
+                "side by side, of that": spread(ratios(networks, shared)),
             },
         )
 
