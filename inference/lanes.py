@@ -41,7 +41,7 @@ def in_lanes(
     """Apply a function of torch to batches in threads.
 
     Args:
-        function: Called in threads. The last that raises `NotEnoughMemory` when nothing else is under way ends all.
+        function: Called in threads. Where it raises `NotEnoughMemory`, the batch is run once more with nothing beside it.
         batches: Taken from as the work goes on.
         lanes: Threads; torch's own threads are shared out between them, with fewer batches between fewer.
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from iaunet.console import ALL_DONE, command_parser, run_command, terminating_like_interrupt
+from iaunet.console import ALL_DONE, command_parser, run_command
 
 if TYPE_CHECKING:
     from iaunet.planners.plan import Plan
@@ -114,22 +114,20 @@ def _run(arguments: argparse.Namespace) -> int:
         verify_only=arguments.verify_only,
         dry_run=arguments.dry_run,
     )
-    if not wish.verify_only:
-        threading.Thread(target=_import_for_estimate).start()  # while files are read
-    with terminating_like_interrupt():
-        for dataset in arguments.datasets:
-            folder, found = locate_dataset(workspace, dataset, said, arguments.dataset_name)
-            prepared = prepare_dataset(folder, found, wish)
-            for line in describe(prepared):
-                logger.info("%s", line)
-            if prepared.plan is not None:
-                logger.info("%s", _estimate_time(prepared.plan, len(prepared.dataset.cases), found.n_folds))
+    before_reading = _begin_imports if not wish.verify_only else lambda: None
+    for dataset in arguments.datasets:
+        folder, found = locate_dataset(workspace, dataset, said, arguments.dataset_name)
+        prepared = prepare_dataset(folder, found, wish, before_reading)
+        for line in describe(prepared):
+            logger.info("%s", line)
+        if prepared.plan is not None:
+            logger.info("%s", _estimate_time(prepared.plan, len(prepared.dataset.cases), found.n_folds))
     return ALL_DONE
 
 
-def _import_for_estimate() -> None:
-    importlib.import_module("iaunet.networks.timing")
-    importlib.import_module("iaunet.networks")
+def _begin_imports() -> None:
+    """Import what estimates the time, torch above all, while others read files."""
+    threading.Thread(target=importlib.import_module, args=("iaunet.networks.timing",)).start()
 
 
 def _estimate_time(plan: "Plan", n_cases: int, n_folds: int) -> str:

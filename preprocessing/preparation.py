@@ -5,7 +5,7 @@ import dataclasses
 import io
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -137,13 +137,16 @@ def prepare(
     return prepare_dataset(folder, source, wish or Preparation())
 
 
-def prepare_dataset(folder: DatasetFolder, source: Source, wish: Preparation) -> Prepared:
+def prepare_dataset(
+    folder: DatasetFolder, source: Source, wish: Preparation, before_reading: Callable[[], None] = lambda: None
+) -> Prepared:
     """Read, check, fingerprint, plan and preprocess a dataset.
 
     Args:
         folder: Where the results go.
         source: Where the raw data lie and how to read them.
         wish: How to prepare them.
+        before_reading: Called once it is known what images and masks there are, before they are read.
 
     Raises:
         IaunetError: The raw data have faults (all of them are in problems.csv), a plan or split cannot be made, or
@@ -160,6 +163,7 @@ def prepare_dataset(folder: DatasetFolder, source: Source, wish: Preparation) ->
         logger.info("%s: %s", folder.name, layout.understood)
         is_first = not (wish.verify_only or wish.dry_run or folder.preprocessed.exists())
         pictures = kept.if_there_is_room(len(layout.cases)) if is_first else None
+        before_reading()
         reading = fingerprint_dataset(
             Path(source.root), layout.cases, wish.workers, source.skip_faulty, layout.slicing, layout.coding, pictures
         )
