@@ -69,7 +69,7 @@ def run_measured(command: Command, environment: Mapping[str, str] | None = None)
     def watch() -> None:
         nonlocal peak
         while not done.wait(1 / SAMPLES_A_SECOND):
-            peak = max(peak, sum(map(_rss_anon, _tree(process.pid))))
+            peak = max(peak, memory_of(process.pid))
 
     watcher = threading.Thread(target=watch)
     watcher.start()
@@ -86,6 +86,11 @@ def run_measured(command: Command, environment: Mapping[str, str] | None = None)
 def iaunet(command: str, *options: str | Path) -> Command:
     """A command of iaunet, run by this Python."""
     return [sys.executable, "-m", "iaunet", command, *options]
+
+
+def memory_of(root: int) -> int:
+    """RssAnon in bytes of a process and all below it; 0 where /proc is missing."""
+    return sum(map(_rss_anon, _tree(root)))
 
 
 def _tree(root: int) -> list[int]:

@@ -67,7 +67,7 @@ def describe(facts: dict[str, Any]) -> str:
     machine, settings = facts["machine"], facts["settings"]
     parts = [
         settings["data"],
-        f"median (lowest to highest) of {settings['rounds']} rounds",
+        *([f"median (lowest to highest) of {settings['rounds']} rounds"] if "rounds" in settings else []),
         f"{machine['cores']} cores of {machine['processor']}, {machine['memory_gb']} GB",
         *([machine["gpu"]] if machine["gpu"] else []),
         f"{machine['system']}, Python {machine['python']}, torch {machine['torch']}",

@@ -13,9 +13,16 @@ from pathlib import Path
 from types import FrameType
 from typing import IO
 
-from iaunet.errors import IaunetError
+from iaunet.errors import IaunetError, in_one_line
+from iaunet.exhaustion import is_out_of_memory
 
 ALL_DONE, SOME_FAILED, CANNOT_BE_DONE, STOPPED = 0, 1, 2, 130
+
+MEMORY_RAN_OUT = (
+    "memory ran out, and what was written before is kept: close other programs, or use less with fewer --workers, in "
+    "training also with a smaller --width or --batch_size; then run the same command again"
+)
+"""Told where no place of its own knows better."""
 
 RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 """By which torchrun tells a process which rank it is; other launchers set some of them for processes on their own."""
@@ -85,7 +92,7 @@ def parse_option(text: str) -> tuple[str, str | int | float | bool | None]:
 
 
 def run_command(body: Callable[[], int], joins_ranks: bool = False) -> int:
-    """Run a command's body as a command: log on the screen, faults in one line, exit codes.
+    """Run a command's body as a command: log on the screen, faults in one line, exit codes; SIGTERM stops it as Ctrl-C.
 
     Args:
         body: Does the work and returns the exit code.
@@ -96,7 +103,7 @@ def run_command(body: Callable[[], int], joins_ranks: bool = False) -> int:
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     tells = not (joins_ranks and is_rank(os.environ)) or os.environ["RANK"] == "0"
-    with _logging_to_screen(sys.stdout, logging.INFO if tells else logging.ERROR):
+    with _logging_to_screen(sys.stdout, logging.INFO if tells else logging.ERROR), terminating_like_interrupt():
         try:
             return body()
         except IaunetError as fault:
@@ -105,6 +112,16 @@ def run_command(body: Callable[[], int], joins_ranks: bool = False) -> int:
         except Stopped as stop:
             print(f"stopped: {stop}", file=sys.stderr)
             return STOPPED
+        except PermissionError as fault:
+            if fault.filename is None:
+                raise
+            print(f"error: {fault.filename} cannot be opened ({fault.strerror}): mend its permissions", file=sys.stderr)
+            return CANNOT_BE_DONE
+        except Exception as fault:
+            if not is_out_of_memory(fault):
+                raise
+            print(f"error: {MEMORY_RAN_OUT}", file=sys.stderr)
+            return CANNOT_BE_DONE
         except KeyboardInterrupt:
             if tells:  # what stops several stops each of them
                 print("stopped: run the same command again to go on", file=sys.stderr)
@@ -117,14 +134,30 @@ def is_rank(environment: Mapping[str, str]) -> bool:
 
 
 class _Screen(logging.StreamHandler[IO[str]]):
-    """Goes silent when nobody reads any more (``| head``): a training goes on."""
+    """Goes silent when nobody reads any more (``| head``) and leaves out what a full disk does not take: a training
+    goes on."""
+
+    _is_complete = True
 
     def handleError(self, record: logging.LogRecord) -> None:
-        if not isinstance(sys.exc_info()[1], BrokenPipeError):
+        fault = sys.exc_info()[1]
+        if not isinstance(fault, OSError):
             return super().handleError(record)
+        if not isinstance(fault, BrokenPipeError):
+            if self._is_complete:
+                print(f"warning: lines are left out that cannot be written ({fault.strerror})", file=sys.stderr)
+            self._is_complete = False
+            return None
         with open(os.devnull, "w", encoding="utf-8") as nothing:  # noqa: PTH123
             os.dup2(nothing.fileno(), self.stream.fileno())
         return None
+
+
+class _Lines(logging.Formatter):
+    """Shows what a terminal would obey as text: names that files have or hold are part of what is logged."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return "\n".join(map(in_one_line, super().format(record).split("\n")))
 
 
 @contextlib.contextmanager
@@ -133,7 +166,7 @@ def _logging_to_screen(stream: IO[str], least: int) -> Iterator[None]:
     if isinstance(stream, io.TextIOWrapper):
         stream.reconfigure(errors="backslashreplace")  # a name the terminal cannot show stops nothing
     handler = _Screen(stream)
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.setFormatter(_Lines("%(message)s"))
     level = logger.level
     logger.addHandler(handler)
     logger.setLevel(least)

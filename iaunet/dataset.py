@@ -32,6 +32,20 @@ class Case:
     images: tuple[str, ...]
     mask: str | None
 
+    def __post_init__(self) -> None:
+        require_case_name(self.name)
+
+
+def require_case_name(name: str) -> None:
+    """Refuse the name of a case whose files would lie outside of the folders that hold a file for each case.
+
+    Raises:
+        FieldError: It is empty, or a path that does not lead down.
+    """
+    path = Path(name)
+    fits = bool(path.parts) and not path.anchor and ".." not in path.parts and "\0" not in name
+    require(fits, "name", name, "a path below a folder")
+
 
 @dataclass(frozen=True, kw_only=True)
 class MaskCoding:

@@ -22,9 +22,6 @@ PRECISIONS: dict[Precision, torch.dtype | None] = {
 }
 """The types that products can be taken in, by name; None is that of the numbers themselves."""
 
-_OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
-"""What torch says when memory runs out on a CPU under Linux, under Windows, and on other devices."""
-
 
 class DeviceError(IaunetError):
     """A device that is not there."""
@@ -135,11 +132,6 @@ def restore_random_state(states: Sequence[torch.Tensor], device: torch.device) -
     torch.set_rng_state(states[0])
     if device.type == "cuda" and len(states) > 1:
         torch.cuda.set_rng_state(states[1], device)
-
-
-def is_out_of_memory(fault: RuntimeError) -> bool:
-    """Whether an error of torch means that memory ran out, on a GPU or on the CPU."""
-    return isinstance(fault, torch.OutOfMemoryError) or any(words in str(fault) for words in _OUT_OF_MEMORY)
 
 
 def free_memory(device: torch.device) -> int | None:

@@ -27,7 +27,7 @@ from iaunet.dicom_frames import (
 )
 from iaunet.dicom_header import Header, has_dicom_magic, read_elements
 from iaunet.errors import FileError
-from iaunet.orientation import MAX_VOXELS, Volume, VolumeHeader
+from iaunet.orientation import MAX_VOXELS, Volume, VolumeHeader, as_float32
 
 DICOM_ENDINGS = (".dcm", ".dicom")
 
@@ -380,7 +380,7 @@ def _small(pixels: NDArray[np.generic]) -> NDArray[np.generic]:
         limits = np.iinfo(np.int32)
         if limits.min <= int(pixels.min()) and int(pixels.max()) <= limits.max:
             return pixels.astype(np.int32)
-    return pixels.astype(np.float32)
+    return as_float32(pixels)
 
 
 def _segments(header: Header, n: int) -> list[int | None]:

@@ -1,10 +1,10 @@
 """The pictures of one DICOM file: where they lie, and their pixels as the modality measured them."""
 
 import contextlib
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from iaunet.dicom_header import PIXEL_DATA, Elements, Header, read_elements
 from iaunet.errors import FileError
 from iaunet.orientation import MAX_VOXELS
+from iaunet.silence import ignoring_warnings
 
 DIRECTION_TOLERANCE = 1e-3
 """Difference between direction cosines that are taken for the same."""
@@ -101,7 +102,23 @@ def read_frames(path: Path) -> Frames:
     Raises:
         FileError: It is damaged or no image.
     """
-    header = require_pixels(_named_elements(path))
+    with _naming(path):
+        return _read_frames(path)
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Let what is wrong with a file name it, one of many in a folder."""
+    try:
+        yield
+    except FileError as fault:
+        if fault.what.startswith(path.name):
+            raise
+        raise FileError(f"{path.name}: {fault.what}", fault.mend) from fault
+
+
+def _read_frames(path: Path) -> Frames:
+    header = require_pixels(read_elements(path))
     if header.text(SOP_CLASS) in SEGMENTATION_CLASSES:
         raise FileError(
             f"{path.name} is a DICOM segmentation, which is a mask and no image", "put it where the masks are"
@@ -109,14 +126,6 @@ def read_frames(path: Path) -> Frames:
     if _TOTAL_COLUMNS in header:
         raise FileError(f"{path.name} is a microscope slide stored in tiles", "save regions of it as images")
     return frames_of(header)
-
-
-def _named_elements(path: Path) -> Header:
-    """The header; what is wrong with it names the file, one of many in a folder."""
-    try:
-        return read_elements(path)
-    except FileError as fault:
-        raise FileError(f"{path.name}: {fault.what}", fault.mend) from fault
 
 
 def require_pixels(header: Header) -> Header:
@@ -221,18 +230,43 @@ def decode(frames: Frames) -> NDArray[np.generic]:
     reason = _why_not_sitk(frames)
     if header.whole(_BITS_ALLOCATED) == 1 and header.transfer_syntax in _LITTLE_ENDIAN:
         pixels = _unpack(header, frames)
-    elif reason:
-        pixels = _decode_with_pydicom(frames, reason)
     else:
-        try:
-            pixels = _decode_with_sitk(header)
-        except RuntimeError:
-            pixels = _decode_with_pydicom(frames, f"is damaged or encoded in a way ({header.transfer_syntax})")
+        with _without_rest(header) as path:
+            pixels = _decode_file(path, frames, reason)
     if pixels.shape != (frames.n, *frames.size, frames.channels):
         raise FileError(f"{header.path.name} does not hold the pixels its header promises", _EXPORT)
     if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
         raise FileError(f"{header.path.name} holds nan or infinite values", "replace them, with 0 for instance")
     return pixels
+
+
+@contextlib.contextmanager
+def _without_rest(header: Header) -> Iterator[Path]:
+    """The file; or a copy without bytes behind its pixels that are no elements: as such, GDCM gives them gigabytes."""
+    if header.pixel_end is None:
+        yield header.path
+        return
+    with contextlib.ExitStack() as stack:
+        try:
+            copy = Path(stack.enter_context(TemporaryDirectory())) / "image.dcm"
+            copy.write_bytes(header.path.read_bytes()[: header.pixel_end])
+        except OSError as fault:
+            raise FileError(
+                f"{header.path.name} ends in bytes that are no DICOM and cannot be copied without them "
+                f"({fault.strerror})",
+                "make room for temporary files, or export it again",
+            ) from fault
+        yield copy
+
+
+def _decode_file(path: Path, frames: Frames, reason: str) -> NDArray[np.generic]:
+    """The pixels of a file whose header was read; the reason tells why not by SimpleITK."""
+    if not reason:
+        try:
+            return _decode_with_sitk(path)
+        except RuntimeError:
+            reason = f"is damaged or encoded in a way ({frames.header.transfer_syntax})"
+    return _decode_with_pydicom(path, frames, reason)
 
 
 def _why_not_sitk(frames: Frames) -> str:
@@ -281,12 +315,12 @@ def _unpack(header: Header, frames: Frames) -> NDArray[np.generic]:
     return np.unpackbits(packed, count=n, bitorder="little").reshape(frames.n, *frames.size, 1)
 
 
-def _decode_with_sitk(header: Header) -> NDArray[np.generic]:
+def _decode_with_sitk(path: Path) -> NDArray[np.generic]:
     import SimpleITK as sitk
 
     reader = sitk.ImageFileReader()
     reader.SetImageIO("GDCMImageIO")
-    reader.SetFileName(str(header.path))
+    reader.SetFileName(str(path))
     with _quiet(sitk):
         pixels = np.asarray(sitk.GetArrayFromImage(reader.Execute()))  # [frames, rows, columns(, channels)]
     return pixels.reshape(*pixels.shape[:3], -1)
@@ -302,7 +336,7 @@ def _quiet(sitk: Any) -> Iterator[None]:
         sitk.ProcessObject.SetGlobalWarningDisplay(shown)
 
 
-def _decode_with_pydicom(frames: Frames, reason: str) -> NDArray[np.generic]:
+def _decode_with_pydicom(path: Path, frames: Frames, reason: str) -> NDArray[np.generic]:
     header = frames.header
     name = header.path.name
     try:
@@ -310,9 +344,8 @@ def _decode_with_pydicom(frames: Frames, reason: str) -> NDArray[np.generic]:
     except ImportError as fault:
         raise FileError(f"{name} {reason} that needs pydicom to be read", _EXTRA) from fault
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            dataset = pydicom.dcmread(header.path)
+        with ignoring_warnings():
+            dataset = pydicom.dcmread(path)
             pixels = np.asarray(dataset.pixel_array).reshape(frames.n, *frames.size, -1)
     except MemoryError as fault:
         raise FileError(

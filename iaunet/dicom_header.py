@@ -25,6 +25,9 @@ _UNDEFINED = 0xFFFFFFFF
 _LONG_FORMS = frozenset((b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"))
 """Value representations whose length takes four bytes."""
 
+_SHORT_FORMS = frozenset(b"AE AS AT CS DA DS DT FD FL IS LO LT PN SH SL SS ST TM UI UL US".split())
+"""Those whose length takes two; there are no others."""
+
 _MAX_DEPTH = 32
 
 
@@ -104,7 +107,7 @@ class Header(Elements):
 
     ``pixel_tag`` is that of its pixel data, None when it has none; ``pixel_bytes`` is their length, None when they
     are compressed, and ``pixel_start`` their place in the (inflated) file. ``is_whole`` tells whether the file is as
-    long as its pixel data say.
+    long as its pixel data say. ``pixel_end`` is where these end if other things than elements follow, else None.
     """
 
     path: Path = Path()
@@ -112,6 +115,7 @@ class Header(Elements):
     pixel_bytes: int | None = None
     pixel_start: int = 0
     is_whole: bool = True
+    pixel_end: int | None = None
 
     @property
     def transfer_syntax(self) -> str:
@@ -158,7 +162,14 @@ def _read_file(path: Path, file: BinaryIO) -> Header:
     pixel_tag, length, _ = _read_tag(stream, coding)
     pixel_bytes = None if length == _UNDEFINED else length
     pixel_start = stream.tell()
-    return Header(values, coding, path, pixel_tag, pixel_bytes, pixel_start, _is_whole(stream, length, coding))
+    is_whole = _skip_pixels(stream, length, coding)
+    behind = stream.tell()
+    ends_well = not is_whole or _holds_elements(stream, coding)
+    if not ends_well and syntax == _DEFLATED:
+        raise _damaged()
+    return Header(
+        values, coding, path, pixel_tag, pixel_bytes, pixel_start, is_whole, pixel_end=None if ends_well else behind
+    )
 
 
 def _read_meta(file: BinaryIO) -> dict[int, bytes]:
@@ -206,10 +217,10 @@ def _read_tag(stream: BinaryIO, coding: _Coding) -> tuple[int, int, bool]:
     if not coding.is_explicit or tag >> 16 == 0xFFFE:
         return tag, coding.integer(_take(stream, 4)), False
     form = _take(stream, 2)
-    if not (form.isalpha() and form.isupper()):
-        raise _damaged()
-    if form not in _LONG_FORMS:
+    if form in _SHORT_FORMS:
         return tag, coding.integer(_take(stream, 2)), False
+    if form not in _LONG_FORMS:  # GDCM would take what follows for a length
+        raise _damaged()
     _take(stream, 2)
     return tag, coding.integer(_take(stream, 4)), form == b"UN"
 
@@ -246,11 +257,11 @@ def _read_items(stream: BinaryIO, coding: _Coding, depth: int) -> list[dict[int,
     return items
 
 
-def _is_whole(stream: BinaryIO, length: int, coding: _Coding) -> bool:
-    """Whether the pixel data that begin here end within the stream: as one block, or as fragments."""
+def _skip_pixels(stream: BinaryIO, length: int, coding: _Coding) -> bool:
+    """Go behind the pixel data that begin here, one block or fragments; whether they end within the stream."""
     size = _size(stream)
     if length != _UNDEFINED:
-        return stream.tell() + length <= size
+        return stream.seek(length, os.SEEK_CUR) <= size
     while stream.tell() + 8 <= size:
         tag, length = _read_item_tag(stream, coding)
         if tag == _SEQUENCE_END:
@@ -259,6 +270,15 @@ def _is_whole(stream: BinaryIO, length: int, coding: _Coding) -> bool:
             return False
         stream.seek(length, os.SEEK_CUR)
     return False
+
+
+def _holds_elements(stream: BinaryIO, coding: _Coding) -> bool:
+    """Whether all that follows are sound elements."""
+    try:
+        _read_elements(stream, coding, 1, is_delimited=False)
+    except FileError:
+        return False
+    return True
 
 
 def _size(stream: BinaryIO) -> int:

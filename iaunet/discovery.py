@@ -125,11 +125,23 @@ def pair_files(files: Files, source: Source) -> Discovery:
 def list_images(folder: Path) -> list[Path]:
     """All images below a folder, sorted: image files, volumes, and folders that hold a DICOM series.
 
-    Hidden ones and those of a workspace are left out. DICOM files that are a series each are images each; but a file
-    alone in its folder is the series of that folder if other folders hold series.
+    Hidden ones, those of a workspace, pipes and devices are left out. DICOM files that are a series each are images
+    each; but a file alone in its folder is the series of that folder if other folders hold series.
 
     Raises:
         DatasetError: The folder does not exist, or the name of an image is not UTF-8.
+    """
+    images = find_images(folder)
+    for path in images:
+        require_text(path)
+    return images
+
+
+def find_images(folder: Path) -> list[Path]:
+    """As `list_images`, with images whose names are not UTF-8 as well.
+
+    Raises:
+        DatasetError: The folder does not exist.
     """
     images, dicoms = [], defaultdict(list)
     for path in _list_files(folder):
@@ -142,8 +154,6 @@ def list_images(folder: Path) -> list[Path]:
         loose = {parent for parent in loose if len(dicoms[parent]) > 1}
     for parent, files in dicoms.items():
         images += files if parent in loose else [parent]
-    for path in images:
-        _require_text(path)
     return sorted(images, key=lambda path: path.as_posix())
 
 
@@ -161,24 +171,45 @@ def require_folder(folder: Path) -> None:
 
 def _list_files(folder: Path) -> list[Path]:
     require_folder(folder)
-    found = []
-    for parent, folders, files in os.walk(folder, onerror=_refuse_folder):
-        folders[:] = [name for name in folders if not name.startswith(".") and name != WORKSPACE_NAME]
-        found += [Path(parent) / name for name in files if not name.startswith(".")]
+    found, folders = [], [str(folder)]
+    while folders:
+        for entry in _entries(folders.pop()):
+            if entry.name.startswith("."):
+                continue
+            if _is_file(entry):
+                found.append(Path(entry))
+            elif entry.is_dir(follow_symlinks=False) and entry.name != WORKSPACE_NAME:
+                folders.append(entry.path)
     return found
 
 
-def _require_text(path: Path) -> None:
-    """Refuse bytes that are no UTF-8 in a name: Python hands them on as characters that cannot be written."""
+def _entries(folder: str) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return [*entries]
+    except OSError as fault:
+        raise DatasetError(f"{fault.filename} cannot be read ({fault.strerror}): mend its permissions") from fault
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    """Whether it is a file or a link to one, and no pipe or device, which may never end; or a link to nothing, which
+    is told when it is read."""
+    if not entry.is_symlink():
+        return entry.is_file()
+    path = Path(entry)
+    return path.is_file() or not path.exists()
+
+
+def require_text(path: Path) -> None:
+    """Refuse bytes that are no UTF-8 in a path: Python hands them on as characters that cannot be written.
+
+    Raises:
+        DatasetError: There are some.
+    """
     try:
         str(path).encode()
     except UnicodeEncodeError as fault:
-        shown = str(path).encode(errors="backslashreplace").decode()
-        raise DatasetError(f"{shown} has a name that is not UTF-8: rename it") from fault
-
-
-def _refuse_folder(fault: OSError) -> None:
-    raise DatasetError(f"{fault.filename} cannot be read ({fault.strerror}): mend its permissions") from fault
+        raise DatasetError(f"{path} has a name that is not UTF-8: rename it") from fault
 
 
 def _walk(root: Path, suffixes: Sequence[str], role: Literal["image", "mask"] | None = None) -> Iterator[_Found]:

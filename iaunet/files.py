@@ -13,7 +13,10 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.Image import DecompressionBombError
 from PIL.PngImagePlugin import PngInfo
 
+from iaunet import png
 from iaunet.errors import FileError
+from iaunet.exhaustion import is_out_of_memory
+from iaunet.silence import ignoring_warnings
 from iaunet.storage import replacing
 
 FORMATS = {
@@ -54,6 +57,10 @@ _DECODER_FAULTS = (
     zlib.error,
 )
 """What Pillow's decoders are known to raise on damaged files."""
+
+_MOST_DENSE_JPEG = 1024
+"""Pixels that one byte of a JPEG file may stand for: a block of 64 takes a bit at least. Pillow makes missing ones grey
+and says nothing."""
 
 _DEEP_LAYOUTS = (";16B", ";16L", ";16N")
 """End Pillow's names of how a file lays out 16 bits a channel."""
@@ -100,6 +107,7 @@ def read_bytes(path: Path) -> bytes:
     return data
 
 
+@ignoring_warnings()
 def decode_image(data: bytes) -> RawImage:
     """Decode an image file.
 
@@ -120,6 +128,7 @@ def decode_image(data: bytes) -> RawImage:
     return RawImage(pixels, transparent)
 
 
+@ignoring_warnings()
 def decode_mask(data: bytes) -> NDArray[np.integer]:
     """Decode a mask file.
 
@@ -153,6 +162,7 @@ def decode_mask(data: bytes) -> NDArray[np.integer]:
     return values  # type: ignore[return-value]
 
 
+@ignoring_warnings()
 def may_hold_colours(path: Path) -> bool:
     """Whether a mask file says that it has colours: told by its header, though all may turn out to be grey.
 
@@ -195,6 +205,7 @@ def save_png(path: Path, pixels: NDArray[np.generic], made_from: str = "") -> No
     Image.fromarray(pixels).save(path, format="PNG", compress_level=1, pnginfo=note)
 
 
+@ignoring_warnings()
 def read_made_from(path: Path) -> str:
     """What a PNG file says it was made from; empty when it is missing, damaged or does not say."""
     try:
@@ -260,13 +271,33 @@ def _open(data: bytes) -> Image.Image:
             raise FileError(
                 "holds colour with 16 bits a channel, which is not read yet", "save it with 8 bits a channel"
             )
-        image.load()
+        if image.format == "PNG":
+            _load_png(image, data)
+        else:
+            if image.format in ("JPEG", "MPO") and width * height > len(data) * _MOST_DENSE_JPEG:
+                raise ValueError(f"{len(data):,} bytes cannot unfold to {height} x {width} pixels")
+            image.load()
         displayed = ImageOps.exif_transpose(image)
         return displayed.convert("LA") if displayed.mode == "La" else displayed  # "La" converts to nothing else
     except FileError:
         raise
     except _DECODER_FAULTS as fault:
         raise _damaged(fault) from fault
+
+
+def _load_png(image: Image.Image, data: bytes) -> None:
+    """Decode a PNG file, all of whose rows must be there. Only a picture that may lack the last is unpacked twice."""
+    promised = png.promised_bytes(data)
+    if promised > len(data) * png.MOST_DENSE:
+        raise ValueError(f"{len(data):,} bytes cannot unfold to {promised:,}")
+    if not png.has_sound_pixels(data):
+        raise ValueError("a checksum of its pixels does not fit")
+    image.load()
+    width, height = image.size
+    if png.is_interlaced(data) or not np.asarray(image.crop((0, height - 1, width, height))).any():
+        held = png.held_bytes(data, promised)
+        if held < promised:
+            raise ValueError(f"its rows end after {held:,} of {promised:,} bytes")
 
 
 def _would_lose_depth(image: Image.Image) -> bool:
@@ -276,7 +307,7 @@ def _would_lose_depth(image: Image.Image) -> bool:
 
 
 def _damaged(fault: BaseException) -> FileError:
-    if isinstance(fault, MemoryError):
+    if is_out_of_memory(fault):
         return FileError("needs more memory than there is", "use fewer workers, close other programs, or shrink it")
     reason = str(fault).split("\n")[0].rstrip(".") or type(fault).__name__
     return FileError(f"is truncated or damaged ({reason})", "copy it again from its source or remove it")

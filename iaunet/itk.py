@@ -236,6 +236,8 @@ def _beside(path: Path, name: str) -> Path:
     """The file beside a header that holds the voxels."""
     if not name or "%" in name or name.upper().startswith("LIST"):
         raise FileError("its voxels lie in several files", f"save it as {'.nrrd' if _is_nrrd(path) else '.mha'}")
+    if Path(name).anchor or ".." in Path(name).parts:
+        raise FileError(f"its voxels lie in {name[:40]!r}, outside of its folder", "copy that file beside it")
     data = path.parent / name
     if len(name) > 255 or not name.isprintable() or not data.is_file():
         raise FileError(f"its voxels lie in {name[:40]!r}, which is missing", "copy that file beside it")

@@ -216,7 +216,8 @@ def _affine_of(nifti: Any, n: int) -> NDArray[np.float64]:
     if not placed and not (spacing > 0).all():
         raise damaged(f"its header says a spacing of {sizes_text(spacing)}")
     try:
-        affine = np.array(nifti.get_best_affine(), np.float64)
+        with np.errstate(invalid="ignore"):  # nan is refused later
+            affine = np.array(nifti.get_best_affine(), np.float64)
     except (HeaderDataError, ValueError) as fault:
         raise damaged(str(fault)) from fault
     affine[:3] *= _MM_PER_UNIT.get(int(nifti["xyzt_units"]) & 7, 1.0)

@@ -142,6 +142,19 @@ def damaged(reason: str) -> FileError:
     return FileError(f"is truncated or damaged ({reason})", "copy it again from its source or remove it")
 
 
+def as_float32(values: NDArray[np.generic]) -> NDArray[np.float32]:
+    """Finite values as float32.
+
+    Raises:
+        FileError: Some are beyond its range.
+    """
+    with np.errstate(over="ignore"):  # becomes infinity
+        narrow = values.astype(np.float32)
+    if values.dtype.itemsize > narrow.dtype.itemsize and not np.isfinite(narrow).all():
+        raise FileError("holds values beyond 3.4e38, the largest of 32-bit floats", "scale them down")
+    return narrow
+
+
 def sizes_text(shape: Sequence[float]) -> str:
     """``3 x 4 x 5``."""
     return " x ".join(map(str, shape))

@@ -121,8 +121,22 @@ def _field_types(kind: type) -> dict[str, Any]:
 
 
 def _shortened(value: object) -> str:
-    text = repr(value)
+    try:
+        text = repr(value)
+    except RecursionError:  # it could just be parsed
+        text = f"nested too deep in a {type(value).__name__}"
     return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+def _is_text(value: str) -> bool:
+    """Whether it can be written to a file: JSON can hold halves of characters."""
+    if value.isascii():
+        return True
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _parse(hint: Any, value: Any, name: str) -> Any:
@@ -142,6 +156,8 @@ def _parse(hint: Any, value: Any, name: str) -> Any:
         return _parse_tuple(typing.get_args(hint), value, name)
     if origin in (dict, Mapping):
         _require_kind(isinstance(value, dict), name, value, "an object in braces")
+        for key in value:
+            _require_kind(_is_text(key), name, key, "names of whole characters")
         item_hint = typing.get_args(hint)[1]
         return {key: _parse(item_hint, item, f"{name}.{key}") for key, item in value.items()}
     return _parse_plain(hint, value, name)
@@ -177,6 +193,8 @@ def _parse_plain(hint: Any, value: Any, name: str) -> Any:
         fits = type(value) in (int, float) and abs(value) <= sys.float_info.max  # not nan either
     if hint is int:
         fits = fits or (type(value) is float and value.is_integer())
+    if hint is str:
+        fits = fits and _is_text(value)
     _require_kind(fits, name, value, _IN_WORDS[hint])
     return hint(value)
 

@@ -22,6 +22,7 @@ from iaunet.dicom import (
 )
 from iaunet.errors import FileError
 from iaunet.files import decode_image, decode_mask, read_bytes
+from iaunet.orientation import as_float32
 from iaunet.storage import file_digest
 from iaunet.tiffs import read_tiff
 from iaunet.volumes import (
@@ -238,7 +239,7 @@ def _read_one(path: Path, slicing: Slicing) -> Stack:
 
 def _stack_of(volume: Volume, files: Sequence[Path], slicing: Slicing) -> Stack:
     # one type for all volumes: files of one study differ in theirs
-    pixels = _cut(volume.voxels, slicing).astype(np.float32)
+    pixels = as_float32(_cut(volume.voxels, slicing))
     return Stack(pixels, _hash_files(files), _spacing(volume, slicing), volume.header)
 
 

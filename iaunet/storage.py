@@ -32,18 +32,31 @@ _NOT_WRITABLE = (
     errno.EEXIST,
     errno.ENAMETOOLONG,
 )
+_FAILING = (errno.EIO, errno.ENODEV, errno.ENXIO, errno.ESTALE, errno.ENOTCONN)
+
+_marks: set[Path] = set()
+"""Files that are there as long as the folders are in which this process works."""
 
 
 @contextlib.contextmanager
 def naming_disk_faults(path: Path) -> Iterator[None]:
-    """Turn a full or closed disk into one line that names the path.
+    """Turn a full, closed or failing disk, or one that is gone, into one line that names the path.
 
     Raises:
-        WorkspaceError: The system refused to write for want of space or of permission, or the name is too long.
+        WorkspaceError: The system refused to write for want of space or of permission, the name is too long, or the
+            disk fails or was taken away, see `writing_beside`.
     """
+    _require_in_place(path)
     try:
         yield
     except OSError as fault:
+        _require_in_place(path)
+        if fault.errno == errno.ENOENT and not os.path.exists(path.parent):  # noqa: PTH110  # without any access as well
+            raise _gone(path.parent) from fault
+        if fault.errno in _FAILING:
+            raise WorkspaceError(
+                f"the disk of {path} fails ({fault.strerror}): check it and run the same command again"
+            ) from fault
         if fault.errno in _NO_SPACE:
             raise WorkspaceError(f"no space left for {path}: free some space and run the same command again") from fault
         if fault.errno in _NOT_WRITABLE:
@@ -51,6 +64,30 @@ def naming_disk_faults(path: Path) -> Iterator[None]:
             mend = "shorten its name" if is_long else "choose another folder or mend its permissions"
             raise WorkspaceError(f"{path} cannot be written ({fault.strerror}): {mend}") from fault
         raise
+
+
+@contextlib.contextmanager
+def writing_beside(mark: Path) -> Iterator[None]:
+    """Within the block nothing is written below the folder of a file, its lock say, once that file is not there.
+
+    It goes when the disk is taken away. What is written then would be put on the disk below, out of sight as soon as
+    the other is back.
+    """
+    _marks.add(mark)
+    try:
+        yield
+    finally:
+        _marks.discard(mark)
+
+
+def _require_in_place(path: Path) -> None:
+    for mark in tuple(_marks):  # other threads have theirs
+        if path.is_relative_to(mark.parent) and not os.path.exists(mark):  # noqa: PTH110
+            raise _gone(mark.parent)
+
+
+def _gone(folder: Path) -> WorkspaceError:
+    return WorkspaceError(f"{folder} is gone or emptied: bring it back, or its disk, and run the same command again")
 
 
 @contextlib.contextmanager
@@ -64,9 +101,8 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         WorkspaceError: The disk is full, the folder cannot be written or the name is too long.
     """
-    # short whatever the target's name, which may be as long as the disk allows
-    token = digest([ascii(path.name), os.getpid(), threading.get_ident()])[:16]
-    temporary = path.with_name(f".{token}{TEMPORARY_SUFFIX}")
+    writer = digest([os.getpid(), threading.get_ident()])[:16]
+    temporary = path.with_name(f".{_token(path.name)}-{writer}{TEMPORARY_SUFFIX}")
     try:
         with naming_disk_faults(path):
             make_folder(path.parent)
@@ -146,10 +182,20 @@ def read_text(path: Path, error: type[IaunetError], mend: str) -> str:
         raise error(f"{path} cannot be read ({fault}): {mend}") from fault
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Delete what killed processes left half-written in a folder (not in those below it)."""
-    for path in folder.glob(f".*{TEMPORARY_SUFFIX}"):
+def remove_leftovers(folder: Path, name: str | None = None) -> None:
+    """Delete what killed processes left half-written in a folder (not in those below it).
+
+    Args:
+        folder: Where nobody else writes now.
+        name: Of a file, to delete what was to become it alone: others may write beside it.
+    """
+    for path in folder.glob(f".{'' if name is None else _token(name)}*{TEMPORARY_SUFFIX}"):
         path.unlink(missing_ok=True)
+
+
+def _token(name: str) -> str:
+    """Stands for a file's name, short whatever its length, which may be what the disk allows."""
+    return digest(ascii(name))[:16]
 
 
 def digest(value: Any) -> str:

@@ -4,7 +4,6 @@ import logging
 import lzma
 import math
 import struct
-import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from iaunet.errors import FileError
+from iaunet.silence import ignoring_warnings
 
 if TYPE_CHECKING:
     from tifffile import TiffFile, TiffFrame, TiffPage, TiffPageSeries
@@ -209,10 +209,8 @@ def _described(path: Path, axes: str | None, as_mask: bool) -> Iterator[_Layout]
     logging.getLogger("tifffile").addFilter(_is_for_others)
     token = _reading.set(True)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with _opened(path, TiffFile, TiffFileError) as file:
-                yield _layout(file, axes, as_mask)
+        with ignoring_warnings(), _opened(path, TiffFile, TiffFileError) as file:
+            yield _layout(file, axes, as_mask)
     except FileError:
         raise
     except _DECODER_FAULTS as fault:
@@ -243,7 +241,27 @@ def _opened(path: Path, reader: type["TiffFile"], no_tiff: type[Exception]) -> "
         raise FileError(f"cannot be read ({fault.strerror})", "mend its permissions or copy it again") from fault
 
 
+def _require_end(file: "TiffFile") -> None:
+    """Refuse pages that lead back to earlier ones: tifffile may follow them for ever."""
+    form, handle, seen = file.tiff, file.filehandle, set()
+    offset = file.pages.first.offset
+    while 0 < offset < handle.size:
+        if offset in seen:
+            raise _damaged(ValueError("its pages lead in a circle"))
+        seen.add(offset)
+        handle.seek(offset)
+        count = handle.read(form.tagnosize)
+        if len(count) < form.tagnosize:
+            return
+        handle.seek(offset + form.tagnosize + struct.unpack(form.tagnoformat, count)[0] * form.tagsize)
+        following = handle.read(form.offsetsize)
+        if len(following) < form.offsetsize:
+            return
+        offset = struct.unpack(form.offsetformat, following)[0]
+
+
 def _layout(file: "TiffFile", axes: str | None, as_mask: bool) -> _Layout:
+    _require_end(file)
     series = _full_image(file)
     page = series.keyframe
     pages = tuple(page for page in series if page is not None)

@@ -211,8 +211,8 @@ def _read(path: Path) -> Volume:
 
 def _as_labels(values: NDArray[np.generic]) -> NDArray[np.integer]:
     if not np.issubdtype(values.dtype, np.integer):
-        whole = np.rint(values)
         with np.errstate(invalid="ignore"):
+            whole = np.rint(values)
             is_whole = np.isfinite(values).all() and np.allclose(values, whole, rtol=1e-6, atol=1e-6)
         if not is_whole:
             raise FileError("mask holds values that are not whole numbers", "save it with whole values")

@@ -8,6 +8,7 @@ import torch
 from safetensors import SafetensorError
 
 from iaunet.errors import NetworkError
+from iaunet.exhaustion import MEMORY_FAULTS, is_out_of_memory
 from iaunet.storage import write_bytes
 
 
@@ -32,7 +33,9 @@ def load_weights(path: Path, network: torch.nn.Module) -> None:
         state = safetensors.torch.load_file(path)
     except FileNotFoundError as fault:
         raise NetworkError(f"{path} is missing: check the path, or train again") from fault
-    except (OSError, SafetensorError, ValueError) as fault:
+    except (OSError, SafetensorError, ValueError, *MEMORY_FAULTS) as fault:
+        if is_out_of_memory(fault):
+            raise NetworkError(f"memory does not suffice to read {path}: close other programs") from fault
         raise NetworkError(f"{path} is no safetensors file or damaged ({fault}): copy it again") from fault
     own = network.state_dict()
     wrong = sorted(name for name in own.keys() | state.keys() if _shape(own, name) != _shape(state, name))

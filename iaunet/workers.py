@@ -12,6 +12,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.process import BaseProcess
 from typing import TypeVar
 
 from iaunet.errors import WorkspaceError
@@ -60,14 +61,22 @@ def map_in_processes(
         pool = processes.pool(workers)
         waiting: deque[concurrent.futures.Future[Result]] = deque()
         remaining = iter(items)
+
+        def submit(n: int) -> None:
+            try:
+                waiting.extend(pool.submit(function, item) for item in itertools.islice(remaining, n))
+            except BrokenPipeError as fault:  # a process was gone before it was told what to do
+                raise BrokenProcessPool from fault
+
         try:
             with _holding_interrupts():
-                waiting.extend(pool.submit(function, item) for item in itertools.islice(remaining, 4 * workers))
+                submit(4 * workers)
             while waiting:
                 result = waiting.popleft().result()
-                waiting.extend(pool.submit(function, item) for item in itertools.islice(remaining, 1))
+                submit(1)
                 yield result
         except BrokenProcessPool as fault:
+            processes.kill()
             raise WorkspaceError(
                 "a worker process was killed, most likely because memory ran out: "
                 f"run the same command with fewer workers (--workers {max(workers // 2, 1)})"
@@ -83,15 +92,25 @@ class _Processes:
     def __init__(self) -> None:
         self._pool: concurrent.futures.ProcessPoolExecutor | None = None
         self._workers = 0
+        self._others: set[BaseProcess] = set()
 
     def pool(self, workers: int) -> concurrent.futures.ProcessPoolExecutor:
         """At least so many processes."""
         if self._pool is None or workers > self._workers:
             self.close()
+            self._others = {*multiprocessing.active_children()}
             context = multiprocessing.get_context("spawn")
             self._pool = concurrent.futures.ProcessPoolExecutor(workers, mp_context=context, initializer=serve_parent)
             self._workers = workers
         return self._pool
+
+    def kill(self) -> None:
+        """Kill the processes that are left of a pool that is broken.
+
+        Python 3.11 does so itself, but for one that was just being started, for whose end it then waits forever.
+        """
+        for process in {*multiprocessing.active_children()} - self._others:
+            process.kill()
 
     def close(self) -> None:
         """End the processes."""

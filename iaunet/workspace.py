@@ -13,11 +13,14 @@ from filelock import FileLock, Timeout
 from iaunet.dataset import Dataset
 from iaunet.errors import WorkspaceError
 from iaunet.records import load_record
-from iaunet.storage import make_folder, naming_disk_faults
+from iaunet.storage import digest, make_folder, naming_disk_faults, writing_beside
 
 logger = logging.getLogger(__name__)
 
 WORKSPACE_NAME = "iaunet_workspace"
+
+LOCK = ".lock"
+"""The file in a folder, or the end of the name of one beside a file, that a process locks to work there alone."""
 
 
 @dataclass(frozen=True)
@@ -111,10 +114,14 @@ class Workspace:
     root: Path
 
     def names(self) -> list[str]:
-        """The datasets that were planned here, sorted."""
+        """The datasets that were planned here, sorted.
+
+        Raises:
+            PermissionError: The workspace cannot be read, which must not look as if it were empty.
+        """
         if not self.root.is_dir():
             return []
-        return sorted(path.parent.name for path in self.root.glob("*/dataset.json"))
+        return sorted(path.name for path in self.root.iterdir() if os.path.exists(path / "dataset.json"))  # noqa: PTH110
 
     def folder(self, name: str) -> DatasetFolder:
         """The folder of a dataset, whether or not it exists yet."""
@@ -196,6 +203,8 @@ def find_dataset(dataset: str | Path, workspace: str | Path | None = None) -> Da
 def locked(folder: Path, doing: str, wait_seconds: float = 0) -> Iterator[None]:
     """Keep other processes from working in a folder; the lock goes with the process, however it ends.
 
+    Nothing is written there any more once the folder, or its disk, is taken away.
+
     Args:
         folder: The folder; made if it does not exist.
         doing: What the block does, for the message of the process that comes second.
@@ -205,13 +214,40 @@ def locked(folder: Path, doing: str, wait_seconds: float = 0) -> Iterator[None]:
         WorkspaceError: Another process holds the lock.
     """
     make_folder(folder)
-    lock = FileLock(folder / ".lock", timeout=wait_seconds)
+    lock = folder / LOCK
+    with _holding(lock, folder, f"{doing} in", wait_seconds), writing_beside(lock):
+        yield
+
+
+@contextlib.contextmanager
+def locked_output(path: Path) -> Iterator[None]:
+    """Keep other processes from writing the same file, or a folder that is not there yet; else as `locked`.
+
+    Args:
+        path: What is written. The lock lies beside it, and is removed at the end.
+
+    Raises:
+        WorkspaceError: Another process is writing it.
+    """
+    make_folder(path.parent)
+    lock = path.with_name(f".{digest(path.name)[:16]}{LOCK}")  # short, whatever the name's length
+    with _holding(lock, path, "writing", wait_seconds=0):
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                lock.unlink()
+
+
+@contextlib.contextmanager
+def _holding(lock: Path, path: Path, doing: str, wait_seconds: float) -> Iterator[None]:
+    held = FileLock(lock, timeout=wait_seconds)
     try:
-        with naming_disk_faults(folder):
-            lock.acquire()
+        with naming_disk_faults(path):
+            held.acquire()
     except Timeout as fault:
-        raise WorkspaceError(f"another process is {doing} in {folder}: wait until it ends, or stop it first") from fault
+        raise WorkspaceError(f"another process is {doing} {path}: wait until it ends, or stop it first") from fault
     try:
         yield
     finally:
-        lock.release()
+        held.release()

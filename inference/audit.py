@@ -124,7 +124,7 @@ def read_audit(path: Path) -> Iterator[dict[str, Any]]:
         return
     with path.open("rb") as file:
         for text in file:
-            with contextlib.suppress(ValueError):  # of a killed process
+            with contextlib.suppress(ValueError, RecursionError):  # of a killed process, or of somebody else
                 values = json.loads(text)
                 if isinstance(values, dict) and all(isinstance(values.get(name), str) for name in ("image", "mask")):
                     yield values

@@ -4,7 +4,7 @@ import csv
 import io
 import logging
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from iaunet.errors import PredictionError
@@ -14,7 +14,7 @@ from iaunet.inference.postprocessing import Postprocessing
 from iaunet.inference.runs import Run
 from iaunet.inference.tuning import Tuning
 from iaunet.records import load_record, to_json
-from iaunet.storage import read_text, write_json, write_text
+from iaunet.storage import digest, read_text, write_json, write_text
 from iaunet.workspace import DatasetFolder
 
 logger = logging.getLogger(__name__)
@@ -55,7 +55,10 @@ class Candidate:
 
 @dataclass(frozen=True, kw_only=True)
 class BestModel:
-    """What was chosen of which candidates, best first, and why."""
+    """What was chosen of which candidates, best first, and why.
+
+    ``tuning_sha256`` is the digest of what was learnt of it; empty in files that were written before it was kept.
+    """
 
     version: int = 1
     dataset: str
@@ -64,6 +67,7 @@ class BestModel:
     candidates: tuple[Candidate, ...]
     why: str
     postprocessing_why: str
+    tuning_sha256: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,13 +146,13 @@ class BestFolder:
                 (self.root / name).unlink(missing_ok=True)
             else:
                 write_json(self.root / name, to_json(part))
-        write_json(self.root / BEST, to_json(model))
+        write_json(self.root / BEST, to_json(replace(model, tuning_sha256=digest(to_json(tuning)))))
 
     def read(self) -> tuple[BestModel, Tuning]:
         """The choice, and what was learnt of it.
 
         Raises:
-            PredictionError: A file is missing or holds something else.
+            PredictionError: A file is missing, holds something else, or is not of this choice.
         """
         model = load_record(BestModel, self.root / BEST, PredictionError, AGAIN)
         postprocessing = load_record(Postprocessing, self.root / POSTPROCESSING, PredictionError, AGAIN)
@@ -157,6 +161,9 @@ class BestFolder:
             calibration=self.read_calibration(),
             expected_dice=self.read_expected_dice(),
         )
+        if model.tuning_sha256 not in ("", digest(to_json(tuning))):
+            parts = ", ".join((POSTPROCESSING, CALIBRATION, EXPECTED_DICE))
+            raise PredictionError(f"one of {parts} in {self.root} has changed since the choice was made: {AGAIN}")
         return model, tuning
 
     def read_calibration(self) -> Calibration | None:
@@ -181,7 +188,7 @@ class BestFolder:
         table = csv.DictReader(io.StringIO(read_text(path, PredictionError, AGAIN), newline=""))
         try:
             return [CaseRow.of_table(row) for row in table]
-        except (KeyError, TypeError, ValueError) as fault:
+        except (KeyError, TypeError, ValueError, csv.Error) as fault:
             raise PredictionError(f"{path} holds no case in line {table.line_num}: {AGAIN}") from fault
 
 

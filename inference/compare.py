@@ -25,7 +25,7 @@ from iaunet.records import require
 from iaunet.resample import resize_image
 from iaunet.stacks import read_stack
 from iaunet.storage import write_text
-from iaunet.workspace import DatasetFolder
+from iaunet.workspace import DatasetFolder, locked
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +88,7 @@ def compare_runs(folder: DatasetFolder, options: CompareOptions) -> Comparison:
         PredictionError: There is nothing to compare, a run, a case or the reference is unknown, or weights are not
             those that were scored.
         TrainingError: The record of a run is damaged.
-        WorkspaceError: The folder cannot be written.
+        WorkspaceError: The folder cannot be written, or another process is writing there.
     """
     contests = collect_contests(folder, _find_runs(folder, options), options.reference)
     _check_reference(options.reference, contests)
@@ -96,10 +96,19 @@ def compare_runs(folder: DatasetFolder, options: CompareOptions) -> Comparison:
     output = options.output or folder.root / COMPARISON
     wish = find_published(folder.name) if options.published is None else options.published
     published = wish if wish in PUBLISHED else None
-    costs, timed_on = _costs(contests, options.device)
-    files = [output / "comparison.md", output / "comparison.csv"]
-    write_text(files[0], format_markdown(folder.name, contests, costs, timed_on, published))
-    write_text(files[1], format_csv(contests))
+    text = format_markdown(folder.name, contests, *_costs(contests, options.device), published)
+    with locked(output, "writing a comparison"):
+        write_text(output / "comparison.md", text)
+        files = [output / "comparison.md", *_write(folder, options, contests, published, output)]
+    return Comparison(contests=tuple(contests), files=tuple(files))
+
+
+def _write(
+    folder: DatasetFolder, options: CompareOptions, contests: Sequence[Contest], published: str | None, output: Path
+) -> list[Path]:
+    """Write the figures of contests and the pictures of them; returns the files."""
+    files = [output / "comparison.csv"]
+    write_text(files[0], format_csv(contests))
     for contest in contests:
         files.append(output / f"chart_{_file_name(contest, contests)}.png")
         save_chart(files[-1], contest, choose_table(contest, published), published)
@@ -117,7 +126,7 @@ def compare_runs(folder: DatasetFolder, options: CompareOptions) -> Comparison:
     if options.output is None:  # a folder of the user's may hold pictures of the user's
         for path in {*output.glob("chart_*.png"), *output.glob("cases_*.png")} - {*files}:
             path.unlink()  # of runs that are no longer compared so
-    return Comparison(contests=tuple(contests), files=tuple(files))
+    return files
 
 
 def _check_reference(wish: str, contests: Sequence[Contest]) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from iaunet.console import ALL_DONE, command_parser, run_command, terminating_like_interrupt
+from iaunet.console import ALL_DONE, command_parser, run_command
 from iaunet.inference.published import PUBLISHED
 
 if TYPE_CHECKING:
@@ -78,8 +78,7 @@ def _run(arguments: argparse.Namespace) -> int:
         device=None if arguments.no_timing else arguments.device,
         output=arguments.output,
     )
-    with terminating_like_interrupt():
-        comparison = compare_runs(folder, options)
+    comparison = compare_runs(folder, options)
     for line in describe_comparison(comparison):
         logger.info("%s", line)
     return ALL_DONE

@@ -1,7 +1,6 @@
 """Writes predicted labels as DICOM segmentations, to be stored and shown beside the series they were made on."""
 
 import importlib.metadata
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +12,7 @@ from iaunet.dicom import Layout, read_layout
 from iaunet.dicom_header import read_elements
 from iaunet.errors import FileError, PredictionError
 from iaunet.orientation import VolumeHeader
+from iaunet.silence import ignoring_warnings
 from iaunet.storage import replacing
 
 if TYPE_CHECKING:
@@ -80,8 +80,7 @@ def write_segmentation(
         raise ValueError(f"labels {labels.shape} up to {labels.max()} for {layout.header.shape} and {len(names)} names")
     version = importlib.metadata.version("iaunet")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of odd values in the source, which are the scanner's
+        with ignoring_warnings():  # of odd values in the source, which are the scanner's
             segmentation = hd.seg.Segmentation(
                 source_images=[_read_attributes(file, layout.header) for file in layout.files],
                 pixel_array=_pictures(labels, layout),

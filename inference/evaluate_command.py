@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from iaunet.console import ALL_DONE, SOME_FAILED, command_parser, run_command, terminating_like_interrupt
+from iaunet.console import ALL_DONE, SOME_FAILED, command_parser, run_command
 from iaunet.errors import PredictionError
 
 if TYPE_CHECKING:
@@ -88,8 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: argparse.Namespace) -> int:
     if not (arguments.pred or arguments.raters):
         raise PredictionError("there is nothing to score on the truth: give the predicted masks with --pred")
-    with terminating_like_interrupt():
-        return _compare(arguments) if arguments.raters or len(arguments.pred) > 1 else _evaluate(arguments)
+    return _compare(arguments) if arguments.raters or len(arguments.pred) > 1 else _evaluate(arguments)
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:

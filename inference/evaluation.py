@@ -23,6 +23,7 @@ from iaunet.stacks import MaskStack, read_mask_stack
 from iaunet.storage import write_json
 from iaunet.volumes import require_same_space
 from iaunet.workers import map_in_processes
+from iaunet.workspace import locked
 
 SCORES, SUMMARY = "scores.csv", "summary.json"
 
@@ -220,11 +221,16 @@ def evaluate_pairs(
 
 
 def save_evaluation(folder: Path, evaluation: Evaluation) -> None:
-    """Write ``scores.csv``, a row a case and label, and ``summary.json``, everything else, into a folder."""
-    write_scores(folder / SCORES, evaluation.scores)
+    """Write ``scores.csv``, a row a case and label, and ``summary.json``, everything else, into a folder.
+
+    Raises:
+        WorkspaceError: The folder cannot be written, or another process is writing there.
+    """
     summary = to_json(evaluation)
     del summary["scores"]
-    write_json(folder / SUMMARY, summary)
+    with locked(folder, "writing scores"):
+        write_scores(folder / SCORES, evaluation.scores)
+        write_json(folder / SUMMARY, summary)
 
 
 def pair_masks(predictions: Path, truth: Path) -> tuple[list[MaskPair], list[Problem]]:

@@ -4,10 +4,9 @@ import argparse
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from iaunet.console import ALL_DONE, command_parser, run_command, terminating_like_interrupt
+from iaunet.console import ALL_DONE, command_parser, run_command
 from iaunet.errors import PredictionError
 
 if TYPE_CHECKING:
@@ -58,23 +57,25 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.onnx and _is_model_file(arguments.dataset):
         if arguments.run or arguments.folds or arguments.notes:
             raise PredictionError("--run, --folds and --notes are for a data set: leave them out with a model's file")
-        with terminating_like_interrupt():
-            return _export_onnx(Path(arguments.dataset), arguments.output, arguments.network)
+        return _export_onnx(Path(arguments.dataset), arguments.output, arguments.network)
 
     from iaunet.workspace import find_dataset
 
     folder = find_dataset(arguments.dataset, arguments.workspace)
     notes = _read_notes(arguments.notes)
-    with terminating_like_interrupt():
-        if not arguments.onnx:
-            return _export_file(folder, arguments.output, arguments.run, arguments.folds, notes)
+    if not arguments.onnx:
+        return _export_file(folder, arguments.output, arguments.run, arguments.folds, notes)
 
-        from iaunet.inference.model_export import export_model
+    from iaunet.inference.model_export import export_model
+    from iaunet.storage import TEMPORARY_SUFFIX
 
-        with TemporaryDirectory() as temporary:
-            model = Path(temporary) / "model.zip"
-            export_model(folder, model, arguments.run, arguments.folds, notes)
-            return _export_onnx(model, arguments.output, arguments.network)
+    # beside the output: what a killed export leaves of it, the next one replaces
+    model = arguments.output.with_name(f".{arguments.output.name}{TEMPORARY_SUFFIX}.zip")
+    try:
+        export_model(folder, model, arguments.run, arguments.folds, notes)
+        return _export_onnx(model, arguments.output, arguments.network)
+    finally:
+        model.unlink(missing_ok=True)
 
 
 def _is_model_file(dataset: str) -> bool:

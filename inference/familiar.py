@@ -11,7 +11,7 @@ from iaunet.errors import WorkspaceError
 from iaunet.files import to_channels
 from iaunet.planners.fingerprint import Fingerprint
 from iaunet.planners.plan import Plan
-from iaunet.records import load_record, require, to_json
+from iaunet.records import FieldError, load_record, require, to_json
 from iaunet.resample import Size
 from iaunet.stacks import Stack
 from iaunet.storage import digest, file_digest, write_json
@@ -54,7 +54,8 @@ class Familiar:
     @classmethod
     def of(cls, fingerprint: Fingerprint) -> "Familiar":
         """What a fingerprint says."""
-        means = np.array([[channel.mean for channel in case.intensity] for case in fingerprint.cases])
+        own = ([channel.mean for channel in case.intensity] for case in fingerprint.cases)
+        means = np.array([np.broadcast_to(each, fingerprint.channels) for each in own])  # grey among colour as well
         low = np.percentile(means, LOW, axis=0, method="lower")  # so that below 100 cases all are familiar
         high = np.percentile(means, HIGH, axis=0, method="higher")
         (height, width), (greatest_height, greatest_width) = fingerprint.sizes.min(0), fingerprint.sizes.max(0)
@@ -104,7 +105,7 @@ def find_familiar(folder: DatasetFolder, plan: Plan) -> Familiar | None:
         if not folder.fingerprint_json.exists():
             return load_record(Familiar, folder.root / FAMILIAR, WorkspaceError, "")
         known = _know(folder)
-    except (WorkspaceError, OSError):
+    except (WorkspaceError, FieldError, OSError):
         return None
     return known.familiar if known.fingerprint == plan.fingerprint else None
 

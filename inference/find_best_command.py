@@ -5,7 +5,7 @@ import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from iaunet.console import ALL_DONE, command_parser, run_command, terminating_like_interrupt
+from iaunet.console import ALL_DONE, command_parser, run_command
 
 if TYPE_CHECKING:
     from iaunet.inference.find_best import Finding
@@ -56,8 +56,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
     from iaunet.inference.find_best import find_best  # imports scipy and torch: after what fails quickly
 
-    with terminating_like_interrupt():
-        finding = find_best(folder, arguments.split, arguments.seed, arguments.incomplete)
+    finding = find_best(folder, arguments.split, arguments.seed, arguments.incomplete)
     for line in describe_finding(finding):
         logger.info("%s", line)
     logger.info("next       iaunet_predict -i FOLDER -o FOLDER -d %s", folder.name)

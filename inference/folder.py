@@ -19,9 +19,9 @@ from tqdm import tqdm
 
 from iaunet.dataset import MaskCoding, Slicing
 from iaunet.dicom import is_dicom_file
-from iaunet.discovery import IMAGE_ENDINGS, list_images, natural_order
+from iaunet.discovery import IMAGE_ENDINGS, find_images, natural_order, require_text
 from iaunet.engines.parts import Part
-from iaunet.errors import FileError, IaunetError, PredictionError
+from iaunet.errors import DatasetError, FileError, IaunetError, PredictionError
 from iaunet.files import is_image_file, write_png
 from iaunet.inference.audit import AuditLine, AuditLog, AuditSettings, appending, audit_line, audit_time, read_audit
 from iaunet.inference.dicom_seg import read_model, write_segmentation
@@ -72,7 +72,10 @@ class FolderOptions:
 
 @dataclass(frozen=True, slots=True)
 class InputCase:
-    """An image to predict: its path below the folder, with and without ending, and the files of its channels."""
+    """An image to predict: its path below the folder, with and without ending, and the files of its channels.
+
+    In the path, bytes that are not UTF-8 are told by numbers: such an image fails.
+    """
 
     name: str
     stem: str
@@ -146,9 +149,14 @@ def _predict_own(work: "_Work", cases: Sequence[InputCase]) -> list[Outcome]:
     """What comes of each of the cases that this process is to predict, by name; masks that are there are kept."""
     earlier = work.read_earlier(cases)
     anew = work.options.overwrite and work.options.made_since is None
-    before = {} if anew else work.find(cases, earlier.told)
-    outcomes = [work.record(case, outcome) for case, outcome in before.items()]
-    waiting = [case for case in cases if case not in before]
+    outcomes: list[Outcome] = []
+    waiting: list[InputCase] = []
+    for case in tqdm(cases, "look for masks", unit=" images", disable=None, leave=False):
+        before = None if anew else work.find(case, earlier.told)
+        if before is None:
+            waiting.append(case)
+        else:
+            outcomes.append(work.record(case, before))
     work.tell_replaced(waiting, earlier.others)
     outcomes += _predict(waiting, work)
     return sorted(outcomes, key=lambda outcome: natural_order(outcome.image))
@@ -173,19 +181,21 @@ def _predict(cases: Sequence[InputCase], work: "_Work") -> Iterator[Outcome]:
 
 
 def list_inputs(inputs: Path, output: Path) -> tuple[Path, list[Path]]:
-    """The root of the images and the images, those in the output folder left out.
+    """The root of the images and the images, those in the output folder left out; some may have names that fail.
 
     Raises:
+        DatasetError: The root does not exist, or has a name that is not UTF-8.
         PredictionError: There is none, or masks would be written among the images.
     """
     inputs, output = inputs.resolve(), output.resolve()
+    require_text(inputs)
     if inputs.is_file():
         root, images = inputs.parent, [inputs]
         if not (is_image_file(inputs) or is_volume(inputs)):
             raise PredictionError(f"{inputs} is no image that is read: give one of {', '.join(IMAGE_ENDINGS)}")
     else:
         root = inputs
-        images = list_images(inputs)
+        images = find_images(inputs)
         if output.is_relative_to(inputs) and output != inputs:
             images = [path for path in images if not path.is_relative_to(output)]
         if images == [inputs]:  # the folder of a DICOM series itself
@@ -210,7 +220,8 @@ def group_channels(root: Path, images: Sequence[Path], channel_files: int) -> li
         folder, stem, ending = path.parent.relative_to(root), image_stem(path), path_ending(path)
         if _channel_of(path) in range(channel_files):
             stem = stem[: -len("_0000")]
-        groups.setdefault(((folder / (stem + ending)).as_posix(), (folder / stem).as_posix()), []).append(path)
+        name, stem = (_text((folder / own).as_posix()) for own in (stem + ending, stem))
+        groups.setdefault((name, stem), []).append(path)
     return [InputCase(name, stem, tuple(files)) for (name, stem), files in groups.items()]
 
 
@@ -226,11 +237,24 @@ def mask_names(cases: Sequence[InputCase], endings: Sequence[str]) -> list[str]:
     ]
 
 
+def _text(name: str) -> str:
+    """A name that can be written, whatever its bytes."""
+    return name.encode(errors="backslashreplace").decode()
+
+
+def _require_name(path: Path) -> None:
+    """Refuse an image whose name cannot be written."""
+    try:
+        require_text(path)
+    except DatasetError as fault:
+        raise FileError("has a name that is not UTF-8", "rename it") from fault
+
+
 def _version_of(path: Path) -> list[tuple[str, int, int]]:
     """What tells the content of an image's file, or of the files of a series, from what was there before, unread."""
     with contextlib.suppress(OSError):  # it fails when it is read
         files = sorted(path.iterdir()) if path.is_dir() else [path]
-        return [(file.name, (stat := file.stat()).st_size, stat.st_mtime_ns) for file in files]
+        return [(_text(file.name), (stat := file.stat()).st_size, stat.st_mtime_ns) for file in files]
     return []
 
 
@@ -259,10 +283,12 @@ class _Earlier:
 
 @dataclass(eq=False)
 class _Loaded:
-    """What is known of an image between reading and writing: when reading began, and what was read."""
+    """What is known of an image between reading and writing: when reading began, what was read, and of a mask that is
+    kept its hash."""
 
     start: float
     sha256: str = ""
+    output_sha256: str = ""
     spacing_mm: Spacing | None = None
     differences: tuple[str, ...] = ()
     seconds: float = 0.0
@@ -315,6 +341,8 @@ class _Work:
         return prepared
 
     def _read(self, case: InputCase) -> Stack:
+        for path in case.files:
+            _require_name(path)
         expected = self.plan.channel_files
         if expected and len(case.files) != expected:
             there = {_channel_of(path) for path in case.files}
@@ -333,22 +361,20 @@ class _Work:
         for values in itertools.chain.from_iterable(map(read_audit, audit_files(self.output))):
             if values["mask"] and values["mask"] not in masks:
                 others.add(values["mask"])
-            line = audit_line(values) if values["image"] in asked else None
-            if line is not None and self._is_valid(line):
+            line = audit_line(values) if values["image"] in asked and self._is_valid(values) else None
+            if line is not None:
                 told[line.image, line.input_sha256] = _Told(line.output_sha256, line.expected_dice, line.flag)
         return _Earlier(told, others)
 
-    def _is_valid(self, line: AuditLine) -> bool:
+    def _is_valid(self, values: Mapping[str, Any]) -> bool:
         """Whether what a line says of a mask would be said again."""
-        by_this = (line.model, line.flags_from, line.outcome) == (self.model, self.flags_from, "done")
-        return by_this and line.time >= (self.options.made_since or "")
+        said = (values.get("model"), values.get("flags_from"), values.get("outcome"))
+        return said == (self.model, self.flags_from, "done") and str(values.get("time")) >= (
+            self.options.made_since or ""
+        )
 
-    def find(self, cases: Sequence[InputCase], told: Mapping[tuple[str, str], _Told]) -> dict[InputCase, Outcome]:
-        """What came of images before, where all their files say that this model made them from them."""
-        found = ((case, self._find(case, told)) for case in cases)
-        return {case: outcome for case, outcome in found if outcome is not None}
-
-    def _find(self, case: InputCase, told: Mapping[tuple[str, str], _Told]) -> Outcome | None:
+    def find(self, case: InputCase, told: Mapping[tuple[str, str], _Told]) -> Outcome | None:
+        """What came of an image before; None unless all its files say that this model made them from it."""
         files = self.files(case)
         if not files[0].exists():
             return None
@@ -356,7 +382,7 @@ class _Work:
         try:
             sha256 = hash_files(case.files)
             line = told.get((case.name, sha256))
-            if line is None or not all(_is_made_from(file, self._made_from(sha256)) for file in files):
+            if line is None:
                 return None
             mask = read_mask_stack(files[0], Slicing(slice_axis=self.plan.slicing.slice_axis))
             labels = np.empty(mask.values.shape, np.uint8)
@@ -364,8 +390,11 @@ class _Work:
                 place[...] = self.plan.coding.of_written.encode(values)
         except FileError:
             return None
-        self.loaded[case] = _Loaded(start, sha256, seconds=time.perf_counter() - start)
-        unchanged = file_digest(files[0]) == line.output_sha256
+        output_sha256 = file_digest(files[0])
+        unchanged = output_sha256 == line.output_sha256  # then the line says what it was made from
+        if not all(_is_made_from(file, self._made_from(sha256)) for file in files[unchanged:]):
+            return None
+        self.loaded[case] = _Loaded(start, sha256, output_sha256, seconds=time.perf_counter() - start)
         return Outcome(
             image=case.name,
             mask=self.jobs[case],
@@ -428,7 +457,7 @@ class _Work:
                 image=case.name,
                 input_sha256=loaded.sha256,
                 mask=outcome.mask,
-                output_sha256=file_digest(self.output / outcome.mask) if outcome.mask else "",
+                output_sha256=loaded.output_sha256 or (file_digest(self.output / outcome.mask) if outcome.mask else ""),
                 model=self.model,
                 iaunet=self.iaunet,
                 settings=self.settings,
@@ -500,13 +529,20 @@ class _Work:
     def _probabilities(self, case: InputCase) -> list[Path]:
         """A file an output."""
         mask = self.output / PROBABILITIES / self.jobs[case]
-        labels = self.plan.labels
-        if len(labels) == 1:
+        if len(self.plan.labels) == 1:
             return [mask]
-        return [mask.with_name(f"{image_stem(mask)}_{label}{path_ending(mask)}") for label in labels]
+        return [mask.with_name(f"{image_stem(mask)}_{word}{path_ending(mask)}") for word in _words(self.plan.labels)]
 
     def _uncertainty(self, case: InputCase) -> Path:
         return self.output / UNCERTAINTY / self.jobs[case]
+
+
+def _words(labels: Sequence[str]) -> list[str]:
+    """What tells labels apart in names of files: themselves, or numbers from 1 where one cannot be part of a name."""
+    fit = all(re.fullmatch(r"[^/\\:*?\"<>|\x00-\x1f]{1,100}", label) for label in labels)
+    if fit and len({label.casefold() for label in labels}) == len(labels):
+        return [*labels]
+    return [str(number) for number in range(1, len(labels) + 1)]
 
 
 def _is_made_from(file: Path, made_from: str) -> bool:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from iaunet.console import ALL_DONE, command_parser, run_command, terminating_like_interrupt
+from iaunet.console import ALL_DONE, command_parser, run_command
 
 logger = logging.getLogger(__name__)
 
@@ -36,8 +36,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from iaunet.workspace import open_workspace
 
     workspace = open_workspace(arguments.workspace, os.environ)
-    with terminating_like_interrupt():
-        folder = import_model(arguments.model, workspace, arguments.dataset_name)
+    folder = import_model(arguments.model, workspace, arguments.dataset_name)
     logger.info("written    %s", folder.root)
     logger.info("next       iaunet_predict -i FOLDER -o FOLDER -d %s", folder.name)
     return ALL_DONE

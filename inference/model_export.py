@@ -37,8 +37,8 @@ from iaunet.inference.tuning import Tuning
 from iaunet.planners.fingerprint import Fingerprint
 from iaunet.planners.plan import Plan
 from iaunet.records import FieldError, from_json, load_record, to_json
-from iaunet.storage import file_digest, read_json, replacing
-from iaunet.workspace import DatasetFolder
+from iaunet.storage import file_digest, read_json, remove_leftovers, replacing
+from iaunet.workspace import DatasetFolder, locked_output
 
 MOST_NOTES = 100_000
 """Characters that the owner adds to the card."""
@@ -70,20 +70,22 @@ def export_model(
     Raises:
         PredictionError: A run or fold is unknown or unfinished, the runs do not take the same input, or the notes are
             too long.
-        WorkspaceError: The disk is full or the file cannot be written.
+        WorkspaceError: The disk is full, the file cannot be written, or another process is writing it.
     """
     if path.is_dir() or path.suffix.lower() != ".zip":
         raise PredictionError(f"{path} cannot be a model's file: give one whose name ends in .zip")
     if len(notes) > MOST_NOTES:
         raise PredictionError(f"notes of {len(notes)} characters do not fit a model card: give {MOST_NOTES} at most")
-    try:
-        manifest, files = _collect(folder, runs, folds, notes)
-    except FieldError as fault:
-        raise PredictionError(f"{folder.name} cannot be exported: {fault}") from fault
-    with replacing(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
-        _add(archive, MANIFEST, _as_bytes(manifest))
-        for name, content in files.items():
-            _add(archive, name, content)
+    with locked_output(path):
+        remove_leftovers(path.parent, path.name)
+        try:
+            manifest, files = _collect(folder, runs, folds, notes)
+        except FieldError as fault:
+            raise PredictionError(f"{folder.name} cannot be exported: {fault}") from fault
+        with replacing(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+            _add(archive, MANIFEST, _as_bytes(manifest))
+            for name, content in files.items():
+                _add(archive, name, content)
     return manifest
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TypeVar
 
-from iaunet.errors import IaunetError, PredictionError
+from iaunet.errors import IaunetError, PredictionError, in_one_line
 from iaunet.inference.model_manifest import (
     CARD,
     MANIFEST,
@@ -23,6 +23,7 @@ from iaunet.inference.model_manifest import (
     ModelManifest,
     ModelScoreFile,
     ModelScores,
+    same_on_disk,
     weights_file,
 )
 from iaunet.inference.tuning import NetworkName, Tuning
@@ -159,7 +160,7 @@ def _with_small_directory(file: IO[bytes]) -> IO[bytes]:
 
 def one_line(text: object) -> str:
     """What a stranger wrote, fit for a terminal."""
-    shown = "".join(character if character.isprintable() else " " for character in str(text))
+    shown = in_one_line(str(text))
     return shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}..."
 
 
@@ -240,8 +241,7 @@ class ModelArchive:
         """
         if len(found) > MOST_FILES:
             raise self._refusal(f"has {len(found)} files, {MOST_FILES} at most are read")
-        entries = {info.orig_filename.casefold(): info for info in found}
-        if len(entries) < len(found):
+        if len({same_on_disk(info.orig_filename) for info in found}) < len(found):
             raise self._refusal("has two files of one name")
         for info in found:
             name = info.orig_filename

@@ -16,7 +16,7 @@ from iaunet.inference.runs import Run, RunRecord
 from iaunet.inference.tuning import NetworkName, Tuning
 from iaunet.planners.plan import Plan, save_plan
 from iaunet.records import to_json
-from iaunet.storage import naming_disk_faults, sync_folder, write_bytes, write_json
+from iaunet.storage import digest, naming_disk_faults, sync_folder, write_bytes, write_json
 from iaunet.workspace import DatasetFolder, Workspace, is_dataset_name, locked
 
 NO_DATA = "not imported"
@@ -77,11 +77,13 @@ def _unpack(archive: ModelArchive, staged: DatasetFolder, folder: DatasetFolder)
     for run in facts.runs:
         target = Run(staged.runs / run.name)
         training = {field.name: getattr(run.training, field.name) for field in fields(TrainingFacts)}
-        target.write_record(RunRecord(plan=archive.plans[run.name], **training))
+        record = RunRecord(plan=archive.plans[run.name], **training)
+        target.write_record(record)
         for fold, sha256 in run.folds.items():
             member = NetworkName(run=run.name, fold=fold, weights_sha256=sha256)
             write_bytes(target.fold(fold).weights, archive.read(weights_file(member)))
-            summary = {"weights_sha256": sha256, "run": run.name, "fold": fold}
+            made_from = {"weights_sha256": sha256, "settings_sha256": digest(record.settings)}
+            summary = {**made_from, "run": run.name, "fold": fold}
             write_json(target.fold(fold).summary_json, summary | _scored(scores.get(("fold", run.name, fold)), run))
         if of_run := scores.get(("run", run.name, "")):
             crossval = {"run": run.name, "weights_sha256": run.held_out_sha256, **_scored(of_run, run)}

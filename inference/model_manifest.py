@@ -3,6 +3,7 @@
 import re
 from dataclasses import dataclass
 from typing import Literal
+from unicodedata import normalize
 
 from iaunet.inference.best import BestModel, Member
 from iaunet.inference.calibration import Calibration
@@ -67,6 +68,12 @@ class ModelRun:
     def held_out_sha256(self) -> tuple[str, ...]:
         """The hashes of the weights of the folds that held cases out, in the order of their numbers."""
         return tuple(self.folds[fold] for fold in sorted((f for f in self.folds if f.isdecimal()), key=int))
+
+
+def same_on_disk(name: str) -> str:
+    """The same text for names that one folder cannot hold both on every system: for capitals, and for characters that
+    are composed in several ways."""
+    return normalize("NFC", normalize("NFC", name).casefold())
 
 
 def weights_file(member: NetworkName) -> str:
@@ -165,7 +172,7 @@ class ModelFacts:
     scores: tuple[ScoreNote, ...]
 
     def __post_init__(self) -> None:
-        names = [run.name.casefold() for run in self.runs]
+        names = [same_on_disk(run.name) for run in self.runs]
         require(0 < len({*names}) == len(names), "runs", names, "runs whose names differ by more than capitals")
         if self.chosen is not None:
             members = tuple(Member(run=run.name, weights_sha256=run.held_out_sha256) for run in self.runs)

@@ -7,6 +7,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from iaunet.errors import PredictionError
 from iaunet.inference.postprocessing import LabelCleaning, clean_labels
 from iaunet.planners.plan import Plan
 from iaunet.preprocessing.cases import CaseInput
@@ -104,7 +105,16 @@ class Assembly:
         return Prediction(labels, self._probabilities, self._uncertainty, self._statistics)
 
     def add(self, row: RowPrediction) -> None:
-        """Add the next row; rows come in the order of their places."""
+        """Add the next row; rows come in the order of their places.
+
+        Raises:
+            PredictionError: The networks say no numbers.
+        """
+        if not np.isfinite(row.probabilities).all():  # no threshold is reached: the mask would be empty, untold
+            raise PredictionError(
+                "the network gives no number for this image: look whether its pixels hold nan or infinite values, "
+                "or try --device cpu"
+            )
         place = self._places[self._n_added]
         self._n_added += 1
         if row.statistics is not None:

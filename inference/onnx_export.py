@@ -30,13 +30,13 @@ from iaunet.storage import (
     TEMPORARY_SUFFIX,
     digest,
     file_digest,
-    make_folder,
     naming_disk_faults,
     sync_folder,
     write_bytes,
     write_json,
     write_text,
 )
+from iaunet.workspace import locked_output
 
 ONNX, SETTINGS, PROGRAM, CARD = "model.onnx", "runtime.json", "iaunet_runtime.py", "MODEL_CARD.md"
 COPIED = (PROGRAM, "requirements.txt", "Dockerfile")
@@ -114,11 +114,10 @@ def export_onnx(predictor: Predictor, card: str, output: Path) -> OnnxFacts:
     Raises:
         PredictionError: Packages are missing, the weights do not fit one ONNX file, a network cannot be exported, or
             what it gives in onnxruntime differs from torch by more than `LARGEST_DIFFERENCE`.
-        WorkspaceError: The folder exists or cannot be written.
+        WorkspaceError: The folder exists, cannot be written, or another process is writing it.
     """
     _require_packages()
-    if output.exists():
-        raise WorkspaceError(f"{output} is there already: give another folder, or remove it")
+    _require_new(output)
     if output.suffix.lower() == ".zip":
         raise PredictionError(f"{output} cannot be a folder of files: give a name without .zip")
     n_bytes = sum(each.nbytes for each in predictor.ensemble.state_dict().values())
@@ -128,8 +127,8 @@ def export_onnx(predictor: Predictor, card: str, output: Path) -> OnnxFacts:
             "holds less than 2: choose fewer with --folds or --run"
         )
     staging = output.with_name(f".{output.name}{TEMPORARY_SUFFIX}")
-    with naming_disk_faults(output):
-        make_folder(output.parent)
+    with locked_output(output), naming_disk_faults(output):
+        _require_new(output)
         shutil.rmtree(staging, ignore_errors=True)  # what a killed export left
         staging.mkdir()
         try:
@@ -139,6 +138,11 @@ def export_onnx(predictor: Predictor, card: str, output: Path) -> OnnxFacts:
         finally:
             shutil.rmtree(staging, ignore_errors=True)
     return facts
+
+
+def _require_new(output: Path) -> None:
+    if output.exists():
+        raise WorkspaceError(f"{output} is there already: give another folder, or remove it")
 
 
 def _require_packages() -> None:

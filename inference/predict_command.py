@@ -14,7 +14,6 @@ from iaunet.console import (
     SOME_FAILED,
     command_parser,
     run_command,
-    terminating_like_interrupt,
 )
 from iaunet.engines.options import add_engine_options, read_engine_options
 from iaunet.errors import PredictionError
@@ -125,14 +124,13 @@ def _run(arguments: argparse.Namespace) -> int:
         overwrite=arguments.overwrite,
     )
     start = time.perf_counter()
-    with terminating_like_interrupt():
-        if engine is not None:
-            n_parts = arguments.parts or PARTS
-            outcomes = predict_on_engine(engine, choice, arguments.input, arguments.output, options, n_parts)
-        elif held_out is None:
-            outcomes = predict_folder(predictor, arguments.input, arguments.output, options, part)
-        else:
-            outcomes = predict_cases(predictor, input_cases(held_out), arguments.output, options)
+    if engine is not None:
+        n_parts = arguments.parts or PARTS
+        outcomes = predict_on_engine(engine, choice, arguments.input, arguments.output, options, n_parts)
+    elif held_out is None:
+        outcomes = predict_folder(predictor, arguments.input, arguments.output, options, part)
+    else:
+        outcomes = predict_cases(predictor, input_cases(held_out), arguments.output, options)
     seconds = time.perf_counter() - start
     count = {status: sum(outcome.status == status for outcome in outcomes) for status in ("done", "kept", "failed")}
     logger.info(

@@ -13,8 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from iaunet.device import choose_device, is_out_of_memory
+from iaunet.device import choose_device
 from iaunet.errors import FileError, PredictionError
+from iaunet.exhaustion import MEMORY_FAULTS, is_out_of_memory
 from iaunet.inference.best import find_chosen
 from iaunet.inference.ensemble import FLIPS, Ensemble, mean_probabilities
 from iaunet.inference.expected_dice import measure_rows
@@ -353,7 +354,7 @@ class Predictor:
             try:
                 parts = torch.split(torch.from_numpy(inputs), rows)
                 return [row for part in parts for row in self._predict(part, uncertainty, measure)]
-            except RuntimeError as fault:
+            except MEMORY_FAULTS as fault:
                 if not is_out_of_memory(fault):
                     raise
                 with self._changing:
@@ -385,7 +386,7 @@ class Predictor:
             for number, probabilities in enumerate(mean)
         ]
 
-    def _use_less_memory(self, fault: RuntimeError) -> None:
+    def _use_less_memory(self, fault: BaseException) -> None:
         """Halve the batch; with one image a batch, go to the CPU."""
         if self.batch_size > 1:
             self.batch_size //= 2

@@ -4,12 +4,12 @@ import logging
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from iaunet.errors import PlanError, PredictionError, TrainingError
-from iaunet.planners.plan import Plan, load_plan
+from iaunet.planners.plan import Plan, decisions, load_plan
 from iaunet.records import load_record, to_json
-from iaunet.storage import file_digest, read_json, write_json
+from iaunet.storage import digest, file_digest, read_json, write_json
 from iaunet.workspace import DatasetFolder
 
 logger = logging.getLogger(__name__)
@@ -45,6 +45,12 @@ class RunRecord:
     hours: float | None = None
     epochs: int | None = None
     weights_sha256: str = ""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What must be the same for a run to be gone on with, and for its weights to be used."""
+        names = ("split", "split_digest", "seed", "hours", "weights_sha256")
+        return {"plan": decisions(self.plan), **{name: getattr(self, name) for name in names}}
 
 
 @dataclass(frozen=True)
@@ -122,13 +128,19 @@ class FoldFolder:
         """The hash of the weights.
 
         Raises:
-            PredictionError: The weights are not those that were scored.
+            PredictionError: The weights are not those that were scored, or the settings of their run are others now.
         """
         summary = read_json(self.summary_json, PredictionError, "train this fold again")
         found = file_digest(self.weights)
         if not isinstance(summary, dict) or summary.get("weights_sha256") != found:
             raise PredictionError(
                 f"{self.weights} is not the file that was scored: run iaunet_train with --val_only for this fold"
+            )
+        run = Run(self.root.parent)
+        if summary.get("settings_sha256") not in (None, digest(run.record.settings)):  # None: as it was written once
+            raise PredictionError(
+                f"{run.run_json} has changed since fold {self.fold} was scored: bring it back from a copy, "
+                f"or score every fold again, iaunet_train with cv, --val_only and --name {run.name}"
             )
         return found
 

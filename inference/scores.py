@@ -177,15 +177,14 @@ def read_scores(path: Path) -> list[CaseScore]:
     """
     mend = "evaluate again to write it anew"
     rows = csv.reader(io.StringIO(read_text(path, PredictionError, mend), newline=""))
-    if tuple(next(rows, ())) != _COLUMNS:
-        raise PredictionError(f"{path} does not have the columns {', '.join(_COLUMNS)}: {mend}")
     cases: dict[str, dict[str, LabelScore]] = {}
-    for row in rows:
-        try:
-            name, label, *values = row
+    try:
+        if tuple(next(rows, ())) != _COLUMNS:
+            raise PredictionError(f"{path} does not have the columns {', '.join(_COLUMNS)}: {mend}")
+        for name, label, *values in rows:
             cases.setdefault(name, {})[label] = _parse_score(values)
-        except ValueError as fault:
-            raise PredictionError(f"{path}, line {rows.line_num}, holds no score ({fault}): {mend}") from fault
+    except (ValueError, csv.Error) as fault:
+        raise PredictionError(f"{path}, line {rows.line_num}, holds no score ({fault}): {mend}") from fault
     return [CaseScore(name=name, labels=labels) for name, labels in cases.items()]
 
 

@@ -15,6 +15,7 @@ from iaunet.metrics import Metric
 from iaunet.planners.planner import NO_GROUPS
 from iaunet.records import to_json
 from iaunet.storage import write_json, write_text
+from iaunet.workspace import locked
 
 CSV, MARKDOWN, SUMMARY, SCORES = "comparison.csv", "comparison.md", "summary.json", "scores"
 
@@ -92,13 +93,17 @@ def save_comparison(folder: Path, comparison: SetComparison) -> None:
 
     ``scores/NAME.csv`` holds the scores of a set on the truth, ``scores/NAME/RATER.csv`` those on a rater;
     ``comparison.csv`` every figure, ``comparison.md`` the tables and ``summary.json`` all but the scores of cases.
+
+    Raises:
+        WorkspaceError: The folder cannot be written, or another process is writing there.
     """
-    for (first, second), scores in comparison.scores.items():
-        name = f"{first}/{second}.csv" if comparison.raters else f"{first}.csv"
-        write_scores(folder / SCORES / name, scores)
-    write_text(folder / CSV, format_figures(comparison))
-    write_text(folder / MARKDOWN, format_comparison(comparison))
-    write_json(folder / SUMMARY, to_json(_without_scores(comparison)))
+    with locked(folder, "writing scores"):
+        for (first, second), scores in comparison.scores.items():
+            name = f"{first}/{second}.csv" if comparison.raters else f"{first}.csv"
+            write_scores(folder / SCORES / name, scores)
+        write_text(folder / CSV, format_figures(comparison))
+        write_text(folder / MARKDOWN, format_comparison(comparison))
+        write_json(folder / SUMMARY, to_json(_without_scores(comparison)))
 
 
 def format_figures(comparison: SetComparison) -> str:

@@ -11,7 +11,8 @@ from typing import Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from iaunet.errors import IaunetError
+from iaunet.errors import IaunetError, PredictionError
+from iaunet.exhaustion import MEMORY_FAULTS, is_out_of_memory
 from iaunet.inference.mosaic import Assembly, Prediction, RowPrediction
 from iaunet.inference.predictor import Predictor
 from iaunet.preprocessing.cases import CaseInput
@@ -40,8 +41,10 @@ class _Job(Generic[Item, Result]):
 
     @property
     def is_done(self) -> bool:
-        """Whether its last part was encoded."""
-        return self.last is not None and self.last.done() and self.assembly.is_complete
+        """Whether its last part was encoded, or one could not be."""
+        if self.last is None or not self.last.done():
+            return False
+        return self.assembly.is_complete or self.last.result() is not None
 
     def outcome(self) -> tuple[Item, Result | IaunetError]:
         """The item with what came of it, when its last part is encoded."""
@@ -96,8 +99,9 @@ def predict_stream(
         def encode(
             job: _Job[Item, Result], rows: Sequence[RowPrediction], before: "Future[object] | None"
         ) -> Result | None:
-            if before is not None:
-                before.result()
+            fault = None if before is None else before.result()
+            if isinstance(fault, IaunetError):
+                raise fault
             for row in rows:
                 job.assembly.add(row)
                 if watch is not None:
@@ -187,6 +191,10 @@ def _attempt(function: Callable[..., Result], *arguments: object) -> Result | Ia
         return function(*arguments)
     except IaunetError as fault:
         return fault
+    except MEMORY_FAULTS as fault:
+        if not is_out_of_memory(fault):
+            raise
+        return PredictionError("memory ran out for this image: close other programs and run the same command again")
 
 
 def _settled(waiting: deque[tuple[Item, Future[Result]]]) -> tuple[Item, Result]:

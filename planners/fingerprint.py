@@ -20,7 +20,7 @@ from iaunet.planners.mask_values import judge_masks
 from iaunet.planners.measures import LabelMeasures, Measurement, MeasureTask, measure_case
 from iaunet.planners.pictures import KeptPictures
 from iaunet.planners.suspicions import ALL_MASKS, find_suspicions
-from iaunet.records import to_json
+from iaunet.records import require, to_json
 from iaunet.resample import Size
 from iaunet.storage import digest
 from iaunet.workers import map_in_processes
@@ -126,6 +126,12 @@ class Fingerprint:
     near_duplicates: tuple[tuple[str, ...], ...]
     shared_look: int
     cases: tuple[CaseFingerprint, ...]
+
+    def __post_init__(self) -> None:
+        require(len(self.cases) > 0, "cases", [], "one at least")
+        for case in self.cases:
+            fits = len(case.intensity) in (1, self.channels)
+            require(fits, f"intensity of {case.name}", len(case.intensity), f"1 or {self.channels}, one a channel")
 
     @cached_property
     def digest(self) -> str:

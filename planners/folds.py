@@ -107,9 +107,13 @@ def find_split(splits: Splits, wish: str, names: Sequence[str], groups: Mapping[
         groups: The group of each case, empty when there are none.
 
     Raises:
-        PlanError: It is neither, or the file names unknown cases, trains on what it holds out, or holds out twice.
+        PlanError: It is neither, or names unknown cases or trains on what it holds out, or the file holds out twice.
     """
+    known = set(names)
     if wish in splits.splits:
+        for i, fold in enumerate(splits.splits[wish].folds):
+            if problem := _problem_of(fold, known):
+                raise PlanError(f"split {wish!r}: fold {i} {problem}: run iaunet_plan_and_preprocess again")
         return splits.splits[wish]
     if wish in splits.missing:
         raise PlanError(f"split {wish!r} could not be made: {splits.missing[wish]}; use --split random")
@@ -119,7 +123,7 @@ def find_split(splits: Splits, wish: str, names: Sequence[str], groups: Mapping[
             f"split {wish!r} is not known: give {', '.join(splits.splits)} or a JSON file with a list of "
             '{"train": [...], "val": [...]}'
         )
-    split = _parse_split_file(path, read_json(path, PlanError, "check the path"), set(names))
+    split = _parse_split_file(path, read_json(path, PlanError, "check the path"), known)
     return dataclasses.replace(split, inflated=_shared_groups(split, groups))
 
 
@@ -136,19 +140,23 @@ def _parse_split_file(path: Path, data: Any, known: set[str]) -> Split:
         except FieldError as fault:
             raise PlanError(f"{path}: fold {i}: {fault}: {form}") from fault
         fold = Fold(train=tuple(map(composed, read.train)), validation=tuple(map(composed, read.validation)))
-        strangers = {*fold.train, *fold.validation} - known
-        if strangers:
-            raise PlanError(f"{path}: fold {i} names {min(strangers)}, which is no case of the data set: correct it")
-        both = {*fold.train} & {*fold.validation}
-        if both:
-            raise PlanError(f"{path}: fold {i} trains on {min(both)} and holds it out: correct it")
-        if not fold.train or not fold.validation:
-            raise PlanError(f"{path}: fold {i} has nothing to train on or to hold out: {form}")
+        if problem := _problem_of(fold, known):
+            raise PlanError(f"{path}: fold {i} {problem}: correct it")
         again = {*fold.validation} & {name for earlier in folds for name in earlier.validation}
         if again:
             raise PlanError(f"{path}: fold {i} holds {min(again)} out a second time: hold each case out once")
         folds.append(fold)
     return Split(name=path.stem, inflated="", folds=tuple(folds))
+
+
+def _problem_of(fold: Fold, known: set[str]) -> str:
+    """Why a fold cannot be trained, empty if it can."""
+    train, validation = {*fold.train}, {*fold.validation}
+    if strangers := (train | validation) - known:
+        return f"names {min(strangers)}, which is no case of the data set"
+    if both := train & validation:
+        return f"trains on {min(both)} and holds it out"
+    return "" if train and validation else "has nothing to train on or to hold out"
 
 
 def _shared_groups(split: Split, groups: Mapping[str, str]) -> str:

@@ -18,13 +18,15 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
+from iaunet.dataset import require_case_name
 from iaunet.errors import FileError, PreprocessingError, WorkspaceError
 from iaunet.files import read_mask, save_png
 from iaunet.preprocessing.cases import CaseInput, Place
 from iaunet.preprocessing.geometry import Geometry
-from iaunet.records import load_record, to_json
+from iaunet.records import load_record, require, to_json
 from iaunet.storage import make_folder, naming_disk_faults, sync_files, sync_folder, write_json
 
 logger = logging.getLogger(__name__)
@@ -67,6 +69,9 @@ class ArrayCase:
     first_row: int
     n_rows: int
 
+    def __post_init__(self) -> None:
+        require_case_name(self.name)
+
     @property
     def rows(self) -> range:
         """The numbers of its rows."""
@@ -89,6 +94,25 @@ class Index:
     input_size: tuple[int, int]
     cases: tuple[ArrayCase, ...]
     rows: tuple[Row, ...]
+
+    def __post_init__(self) -> None:
+        end = 0
+        for case in self.cases:
+            fits = case.first_row == end and case.n_rows > 0
+            fits = fits and all(self._fits(case, row) for row in self.rows_of(case))
+            require(fits, "cases", case.name, "cases whose rows follow each other and lie in them")
+            end += case.n_rows
+        require(end == len(self.rows), "rows", len(self.rows), f"the {end} rows of the cases")
+        names = {case.name for case in self.cases}
+        require(len(names) == len(self.cases), "cases", len(self.cases), "cases of different names")
+
+    def rows_of(self, case: ArrayCase) -> tuple[Row, ...]:
+        """The rows of one of its cases."""
+        return self.rows[case.first_row : case.first_row + case.n_rows]
+
+    def _fits(self, case: ArrayCase, row: Row) -> bool:
+        sizes = row.geometry.native_size, row.geometry.input_size
+        return row.case == case.name and 0 <= row.slice < case.shape[0] and sizes == (case.shape[1:], self.input_size)
 
     @property
     def image_shape(self) -> tuple[int, int, int, int]:
@@ -128,7 +152,7 @@ class Arrays:
     def case_input(self, name: str) -> CaseInput:
         """The rows of a case, as `prepare_case` made them but for float16."""
         case = self.cases[name]
-        places = tuple(Place(slice=row.slice, geometry=row.geometry) for row in self._rows(case))
+        places = tuple(Place(slice=row.slice, geometry=row.geometry) for row in self.index.rows_of(case))
         return CaseInput(case.shape, places, lambda i: self.images[case.first_row + i].astype(np.float32))
 
     def truth(self, name: str) -> NDArray[np.uint8]:
@@ -138,13 +162,14 @@ class Arrays:
             PreprocessingError: Its file is missing or damaged.
         """
         path = truth_path(self.folder, name)
+        slices, height, width = self.cases[name].shape
         try:
-            return read_mask(path).astype(np.uint8).reshape(self.cases[name].shape)
+            values = read_mask(path)
+            if values.shape != (slices * height, width):
+                raise FileError(f"has {values.shape[0]} x {values.shape[1]} pixels, not those of its case", "")
+            return values.astype(np.uint8).reshape(slices, height, width)
         except FileError as fault:
             raise PreprocessingError(f"{path}: {fault.what}: {AGAIN.format(name=self.folder.parent.name)}") from fault
-
-    def _rows(self, case: ArrayCase) -> tuple[Row, ...]:
-        return self.index.rows[case.first_row : case.first_row + case.n_rows]
 
 
 def write_truth(folder: Path, name: str, labels: NDArray[np.uint8]) -> None:
@@ -189,14 +214,13 @@ def open_arrays(folder: Path, made_from: str) -> Arrays:
     if index.made_from != made_from:
         raise PreprocessingError(f"{folder} was made from other data or another plan: {mend}")
     try:
-        images = np.load(folder / IMAGES, mmap_mode="r", allow_pickle=False)
-        masks = np.load(folder / MASKS, mmap_mode="r", allow_pickle=False)
-        done = np.load(folder / DONE, allow_pickle=False)
+        images, masks, done = (open_memmap(folder / name, "r") for name in (IMAGES, MASKS, DONE))
     except (OSError, ValueError, EOFError) as fault:
         raise PreprocessingError(f"{folder} cannot be read ({fault}): {mend}") from fault
     shapes = index.image_shape, index.mask_shape, (len(index.rows),)
-    if (images.shape, masks.shape, done.shape) != shapes:
-        raise PreprocessingError(f"{folder} holds arrays of another shape than its index: {mend}")
+    found = [(array.dtype, array.shape) for array in (images, masks, done)]
+    if found != [*zip((np.float16, np.uint8, np.uint8), shapes, strict=True)]:
+        raise PreprocessingError(f"{folder} holds arrays of another shape or type than its index: {mend}")
     return Arrays(images, masks, done == WITH_FOREGROUND, index, folder)
 
 
@@ -218,7 +242,7 @@ class PartialArrays:
 
     def missing_rows(self) -> list[int]:
         """The rows not filled yet."""
-        return np.flatnonzero(np.load(self.folder / DONE) == 0).tolist()
+        return np.flatnonzero(open_memmap(self.folder / DONE, "r") == 0).tolist()
 
     def mark_done(self, rows: Mapping[int, bool]) -> None:
         """Bring rows to the disk, with the true masks of their cases, and count them as filled.

@@ -1,6 +1,7 @@
 """The command ``iaunet_plan_and_preprocess``."""
 
 import argparse
+import contextlib
 import importlib
 import logging
 import os
@@ -127,7 +128,12 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def _begin_imports() -> None:
     """Import what estimates the time, torch above all, while others read files."""
-    threading.Thread(target=importlib.import_module, args=("iaunet.networks.timing",)).start()
+    threading.Thread(target=_import_timing).start()
+
+
+def _import_timing() -> None:
+    with contextlib.suppress(Exception):  # as when the command ends meanwhile; where it is used it is imported again
+        importlib.import_module("iaunet.networks.timing")
 
 
 def _estimate_time(plan: "Plan", n_cases: int, n_folds: int) -> str:

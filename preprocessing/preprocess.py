@@ -17,6 +17,7 @@ from iaunet.planners.fingerprint import Fingerprint
 from iaunet.planners.pictures import KeptPictures
 from iaunet.planners.plan import Plan
 from iaunet.preprocessing.arrays import (
+    INDEX,
     ArrayCase,
     Index,
     PartialArrays,
@@ -29,7 +30,7 @@ from iaunet.preprocessing.arrays import (
 )
 from iaunet.preprocessing.cases import place_rows, prepare_case, prepare_resized
 from iaunet.stacks import Stack, read_mask_stack, read_stack
-from iaunet.storage import naming_disk_faults
+from iaunet.storage import naming_disk_faults, writing_beside
 from iaunet.workers import map_in_processes
 
 logger = logging.getLogger(__name__)
@@ -189,7 +190,11 @@ def _batches(
 def _fill_cases(batch: _Batch) -> dict[int, bool]:
     """Write the rows of a batch; gives for each whether it has foreground."""
     rows: dict[int, bool] = {}
-    with naming_disk_faults(batch.folder), RowWriter(batch.folder, batch.index_shape) as writer:
+    with (
+        writing_beside(batch.folder / INDEX),
+        naming_disk_faults(batch.folder),
+        RowWriter(batch.folder, batch.index_shape) as writer,
+    ):
         for task in batch.cases:
             rows |= _fill_case(task, batch, writer)
     return rows

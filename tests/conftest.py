@@ -1,11 +1,14 @@
-"""What tests share: a toy dataset of bright ellipses, tracing of masks, and the real data beside the checkout."""
+"""What tests share: a toy dataset of bright ellipses, commands as processes, tracing of masks, and the real data."""
 
 import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
+import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
 
@@ -16,6 +19,8 @@ from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 TOY_SIDE = 64
+PATIENCE = 120.0
+"""Seconds after which a test no longer waits for a process."""
 
 settings.register_profile("repeatable", deadline=None, derandomize=True)  # what fails is due to the change under test
 settings.register_profile("searching", deadline=None)  # new examples each time: `make test-all`
@@ -60,6 +65,77 @@ def write_toy() -> Callable[..., Path]:
 def toy(tmp_path: Path) -> Path:
     """A toy dataset of 12 cases, the test's own to spoil."""
     return write_toy_dataset(tmp_path / "toy")
+
+
+class Command(subprocess.Popen[str]):
+    """``iaunet ...`` as a process in a session of its own, so that whatever it starts can be found."""
+
+    def __init__(self, *arguments: object, **environment: str) -> None:
+        super().__init__(
+            [sys.executable, "-m", "iaunet", *map(str, arguments)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            encoding="utf-8",
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUTF8": "1", **environment},
+            start_new_session=True,
+        )
+
+    def session(self) -> list[int]:
+        """The ids of the processes of its session that still run, its own among them."""
+        members = []
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            try:
+                state, _, _, session = stat.read_text().rpartition(")")[2].split()[:4]
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            if int(session) == self.pid and state != "Z":
+                members.append(int(stat.parent.name))
+        return members
+
+    def wait_until(self, condition: Callable[[], bool], what: str) -> None:
+        """Look again and again until something has happened."""
+        deadline = time.monotonic() + PATIENCE
+        while not condition():
+            assert time.monotonic() < deadline, f"waited in vain until {what}"
+            time.sleep(0.002)
+
+    def read_until(self, beginning: str) -> None:
+        """Read what it prints up to a line that begins so."""
+        for line in self.stdout:
+            if line.startswith(beginning):
+                return
+        raise AssertionError(f"no line begins with {beginning!r}: {self.stderr.read()}")
+
+    def end(self) -> tuple[int, str, str]:
+        """Its exit code, and what it said on stderr and on stdout; no process of its session may be left soon after."""
+        out, err = self.communicate(timeout=PATIENCE)
+        self.wait_until(lambda: not self.session(), "no process is left")
+        return self.returncode, err, out
+
+
+@pytest.fixture(scope="session")
+def command_class() -> type[Command]:
+    """`Command`, for fixtures that outlive a test."""
+    if not Path("/proc/self/stat").exists():
+        pytest.skip("finds processes in /proc")
+    return Command
+
+
+@pytest.fixture
+def start_command(command_class: type[Command]) -> Iterator[Callable[..., Command]]:
+    """Start a `Command` with arguments and variables; whatever is left of it is killed after the test."""
+    started: list[Command] = []
+
+    def start(*arguments: object, **environment: str) -> Command:
+        started.append(command_class(*arguments, **environment))
+        return started[-1]
+
+    yield start
+    for command in started:
+        for member in command.session():
+            os.kill(member, signal.SIGKILL)
+        command.communicate()
 
 
 @pytest.fixture

@@ -1,19 +1,22 @@
 """Checkpoints: everything that training needs to go on as if it had never stopped."""
 
 import pickle
+import struct
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile, is_zipfile
+from zipfile import ZIP_STORED, BadZipFile, ZipFile
 
 import torch
 
 from iaunet.errors import TrainingError
+from iaunet.exhaustion import is_out_of_memory
 from iaunet.storage import replacing
 
 _FAULTS = (
     OSError,
     RuntimeError,
+    MemoryError,
     TypeError,
     ValueError,
     LookupError,
@@ -21,9 +24,12 @@ _FAULTS = (
     AssertionError,
     EOFError,
     BadZipFile,
+    struct.error,
     pickle.UnpicklingError,
 )
-"""What torch is known to raise on damaged files."""
+"""What torch and `zipfile` are known to raise on damaged files."""
+
+_COUNTS = ("epochs", "epoch", "step", "average_updates", "threads", "micro_batch", "ranks")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +60,11 @@ class Checkpoint:
     micro_batch: int
     ranks: int = 1
 
+    def __post_init__(self) -> None:
+        for name in _COUNTS:
+            if type(getattr(self, name)) is not int or getattr(self, name) < 0:
+                raise TypeError(f"{name} is {getattr(self, name)!r}")
+
 
 def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
     """Write a checkpoint, whole or not at all.
@@ -78,11 +89,25 @@ def load_checkpoint(path: Path) -> Checkpoint:
         TrainingError: It is damaged or not ours.
     """
     try:
-        if path.exists() and not is_zipfile(path):  # torch would go on to its older formats
-            raise BadZipFile("no zip file")
+        _require_whole(path)
         return Checkpoint(**torch.load(path, map_location="cpu", weights_only=True))
     except _FAULTS as fault:
         reason = str(fault).split("\n")[0]
+        if is_out_of_memory(fault):
+            raise TrainingError(
+                f"memory does not suffice to read {path} ({reason}): close other programs and run the same command "
+                "again to go on"
+            ) from fault
         raise TrainingError(
             f"{path} is no checkpoint of this version or damaged ({reason}): start the fold anew with --restart"
         ) from fault
+
+
+def _require_whole(path: Path) -> None:
+    """Compare the checksums of a checkpoint's parts, which torch does not; it would also go on to older formats."""
+    with ZipFile(path) as archive:
+        if any(info.compress_type != ZIP_STORED for info in archive.infolist()):
+            raise BadZipFile("it was packed by another program")
+        damaged = archive.testzip()
+        if damaged is not None:
+            raise BadZipFile(f"{damaged} differs from its checksum")

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from iaunet.console import ALL_DONE, command_parser, parse_option, run_command, terminating_like_interrupt
+from iaunet.console import ALL_DONE, command_parser, parse_option, run_command
 from iaunet.engines.options import add_engine_options, read_engine_options
 from iaunet.networks import NETWORKS
 from iaunet.trainers.metrics_log import LOGS
@@ -104,7 +104,7 @@ def _run(arguments: argparse.Namespace, tokens: Sequence[str]) -> int:
     if must_be_started(os.environ, arguments.gpus):
         return start_ranks(arguments.gpus, arguments.device, [sys.executable, "-m", "iaunet", "train", *tokens])
     keep_freed_memory()
-    with terminating_like_interrupt(), joined(os.environ, arguments.device) as ranks:
+    with joined(os.environ, arguments.device) as ranks:
         folder = ranks.first(lambda: find_dataset(arguments.dataset, arguments.workspace))
         given = arguments.engine, arguments.engine_option, arguments.part
         engine, part = ranks.first(lambda: read_engine_options(*given, folder.root / "engine"))

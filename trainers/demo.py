@@ -22,10 +22,9 @@ from iaunet.planners.recipes import Augmentation, Recipe
 from iaunet.planners.rules import Choice, InputMode
 from iaunet.preprocessing.preparation import Preparation, locate_dataset, prepare_dataset
 from iaunet.preprocessing.summary import describe
-from iaunet.storage import make_folder
 from iaunet.trainers.demo_data import write_demo_dataset
 from iaunet.trainers.training import TrainingOptions, train
-from iaunet.workspace import DatasetFolder, Workspace
+from iaunet.workspace import LOCK, DatasetFolder, Workspace, locked
 
 logger = logging.getLogger(__name__)
 
@@ -81,10 +80,16 @@ def run_demo(options: DemoOptions) -> Evaluation:
         The evaluation on the unseen images.
 
     Raises:
-        WorkspaceError: The output folder holds something that no demo made.
+        WorkspaceError: The output folder holds something that no demo made, or another demo is running there.
     """
     start = time.perf_counter()
     output = options.output.resolve()
+    _require_own(output)
+    with locked(output, "running a demo"):
+        return _run(options, output, start)
+
+
+def _run(options: DemoOptions, output: Path, start: float) -> Evaluation:
     _clear(output)
     logger.info("step 1 of 5: generate %d images to learn from and 12 unseen ones in %s", options.images, output)
     write_demo_dataset(output, n_train=options.images)
@@ -122,16 +127,22 @@ def _predict_unseen(output: Path, run: Run) -> Evaluation:
     return evaluation
 
 
-def _clear(output: Path) -> None:
-    """Empty the folder of an earlier demo; refuse any other that holds something."""
+def _require_own(output: Path) -> None:
+    """Refuse a folder that holds something and is not of an earlier demo."""
     if output.is_file():
         raise WorkspaceError(f"{output} is a file: give a folder with --output")
-    if output.exists() and any(output.iterdir()) and not (output / MARKER).exists():
+    if output.exists() and {path.name for path in output.iterdir()} - {LOCK} and not (output / MARKER).exists():
         raise WorkspaceError(f"{output} is not empty and no demo made it: give another folder with --output")
-    if output.exists():
-        shutil.rmtree(output)
-    make_folder(output)
+
+
+def _clear(output: Path) -> None:
+    """Empty the folder but for what marks it as a demo's."""
     (output / MARKER).touch()
+    for path in output.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name not in (MARKER, LOCK):
+            path.unlink()
 
 
 def _sheet(output: Path) -> Picture:

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from iaunet.console import ALL_DONE, command_parser, run_command, terminating_like_interrupt
+from iaunet.console import ALL_DONE, command_parser, run_command
 
 LEAST_IMAGES = 10
 
@@ -41,6 +41,5 @@ def _run(arguments: argparse.Namespace) -> int:
     options = DemoOptions(
         output=arguments.output, images=arguments.images, epochs=arguments.epochs, workers=arguments.workers
     )
-    with terminating_like_interrupt():
-        run_demo(options)
+    run_demo(options)
     return ALL_DONE

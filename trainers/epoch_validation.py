@@ -1,5 +1,6 @@
 """How well a network does on held-out rows after an epoch, to be watched: the fold's score is of whole cases."""
 
+import logging
 import math
 from collections.abc import Iterator, Sequence
 
@@ -8,11 +9,16 @@ import torch
 from torch import nn
 
 from iaunet.device import casting
+from iaunet.errors import TrainingError
+from iaunet.exhaustion import MEMORY_FAULTS, is_out_of_memory
 from iaunet.loss import bce_dice_loss
 from iaunet.preprocessing.arrays import Arrays
 from iaunet.trainers.fold_setup import FoldSetup
 from iaunet.trainers.loader import Batch, Collator, RowDataset
+from iaunet.trainers.memory import remember_state
 from iaunet.trainers.sampling import Sample
+
+logger = logging.getLogger(__name__)
 
 VALIDATION_ROWS_A_CASE = 4
 """Rows of a held-out volume or tiled image that are looked at."""
@@ -32,21 +38,42 @@ class EpochValidation:
         self.setup = setup
         self.rows = [row for name in setup.validation for row in _typical_rows(arrays, name)]
         self._dataset = RowDataset(setup.preprocessed, setup.plan.arrays_digest, None)
+        self._most_rows = MOST_ROWS_AT_ONCE
 
-    @torch.inference_mode()
     def measure(self, network: nn.Module, micro_batch: int) -> dict[str, float]:
         """Loss and mean Dice per image of the rows at the input's size; nan when none is held out.
 
         Args:
             network: A network in evaluation mode, on the device.
-            micro_batch: The most rows that are taken at once.
+            micro_batch: The most rows that are taken at once; with less memory than they need it is fewer.
+
+        Raises:
+            TrainingError: Memory does not suffice for a single row.
         """
         if not self.rows:
             return {"validation_loss": math.nan, "validation_dice": math.nan}
+        losses, dices = self._measure_what_fits(network, micro_batch)
+        return {"validation_loss": self._mean_over_ranks(losses), "validation_dice": self._mean_over_ranks(dices)}
+
+    def _measure_what_fits(self, network: nn.Module, micro_batch: int) -> tuple[list[float], list[float]]:
+        """The losses and Dice of this rank's rows, as many at once as memory suffices for, now and later."""
+        while True:
+            rows = min(micro_batch, self._most_rows)
+            restore = remember_state(network, self.setup.device)
+            try:
+                return self._measure(network, rows)
+            except MEMORY_FAULTS as fault:
+                if not is_out_of_memory(fault):
+                    raise
+                restore()
+                self._halve(rows, fault)
+
+    @torch.inference_mode()
+    def _measure(self, network: nn.Module, rows_at_once: int) -> tuple[list[float], list[float]]:
         device = self.setup.device
         losses: list[float] = []
         dices: list[float] = []
-        for batch in self._batches(min(micro_batch, MOST_ROWS_AT_ONCE)):
+        for batch in self._batches(rows_at_once):
             with casting(device, self.setup.precision):
                 logits = network(batch.images.to(device).contiguous(memory_format=torch.channels_last))
             targets = batch.targets.to(device)
@@ -54,7 +81,16 @@ class EpochValidation:
             losses += [float(bce_dice_loss(logits, targets, valid).loss)] * len(batch.rows)
             counted = True if batch.valid is None else batch.valid > 0
             dices += dice_per_image(self._decided(logits) & counted, (batch.targets > 0) & counted).flatten().tolist()
-        return {"validation_loss": self._mean_over_ranks(losses), "validation_dice": self._mean_over_ranks(dices)}
+        return losses, dices
+
+    def _halve(self, rows: int, fault: BaseException) -> None:
+        if rows == 1:
+            raise TrainingError(
+                f"memory does not suffice to validate one row on {self.setup.device}: close other programs and run the "
+                "same command again to go on from the last checkpoint"
+            ) from fault
+        self._most_rows = rows // 2
+        logger.warning("memory ran out in validation: going on with %d rows at a time", self._most_rows)
 
     def _decided(self, logits: torch.Tensor) -> torch.Tensor:
         """The maps [B, L, H, W] of the labels that the decision rule gives, boolean, on the CPU."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
@@ -22,6 +22,9 @@ from iaunet.trainers.sampling import EpochSampler, Sample
 from iaunet.workers import serve_parent
 
 T = TypeVar("T")
+
+NO_SHARED_MEMORY = "unable to allocate shared memory"
+"""What torch says when /dev/shm is full."""
 
 
 @dataclass(frozen=True)
@@ -125,6 +128,28 @@ def collate_stored(rows: list[Row]) -> StoredBatch:
     return StoredBatch(torch.from_numpy(np.stack(images)), torch.from_numpy(np.stack(masks)), samples)
 
 
+class SharingCollator(Generic[T]):
+    """Makes batches of rows in a worker, where the process that asked for them can read them: in shared memory.
+
+    torch would put them there by itself, in a thread of the worker: when the shared memory is full that thread tells
+    it to nobody, and the other process waits for ever.
+
+    Args:
+        collate: Makes the batches.
+    """
+
+    def __init__(self, collate: Callable[[list[Row]], T]) -> None:
+        self._collate = collate
+
+    def __call__(self, rows: list[Row]) -> T:
+        """Rows to a batch."""
+        batch = self._collate(rows)
+        for value in vars(batch).values():
+            if isinstance(value, torch.Tensor):
+                value.share_memory_()  # type: ignore[no-untyped-call]
+        return batch
+
+
 class DeviceCollator:
     """Makes batches of stored ones on a device: augmented there, with target maps.
 
@@ -169,7 +194,7 @@ def make_loader(
     return DataLoader(
         dataset,  # type: ignore[arg-type]  # it knows rows, the collator makes batches of them
         batch_sampler=sampler,
-        collate_fn=collate,
+        collate_fn=SharingCollator(collate) if workers else collate,
         num_workers=workers,
         pin_memory=pin_memory,
         persistent_workers=workers > 0,
@@ -229,11 +254,17 @@ def ending_workers(loader: DataLoader[T]) -> Iterator[None]:
     """End the loader's processes with the block: Python at its end would wait for them, as SIGTERM does not reach them.
 
     Raises:
-        TrainingError: One of them was killed.
+        TrainingError: One of them was killed, or could not hand its batch over.
     """
     try:
         yield
     except RuntimeError as fault:
+        if NO_SHARED_MEMORY in str(fault):
+            raise TrainingError(
+                "no space left for /dev/shm, through which loading processes hand batches over: enlarge it (of a "
+                "container: docker run --shm-size 4g), or use fewer --workers, 0 needs none; then run the same "
+                "command again to go on"
+            ) from fault
         if not str(fault).startswith("DataLoader worker"):
             raise
         raise TrainingError(

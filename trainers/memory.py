@@ -12,7 +12,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from iaunet.device import CPU, casting, is_out_of_memory, random_state, restore_random_state
+from iaunet.device import CPU, casting, random_state, restore_random_state
+from iaunet.exhaustion import MEMORY_FAULTS, is_out_of_memory
 from iaunet.loss import bce_dice_loss
 
 logger = logging.getLogger(__name__)
@@ -89,7 +90,7 @@ def step_fits(
         with casting(device, precision):
             logits = network(images.contiguous(memory_format=torch.channels_last))
         bce_dice_loss(logits, torch.zeros_like(logits)).loss.backward()  # type: ignore[no-untyped-call]
-    except RuntimeError as fault:
+    except MEMORY_FAULTS as fault:
         if not is_out_of_memory(fault):
             raise
         return False

@@ -63,7 +63,7 @@ def _read(path: Path) -> list[dict[str, float]]:
     table = csv.DictReader(io.StringIO(read_text(path, TrainingError, mend), newline=""))
     try:
         return [{name: float(row[name]) for name in COLUMNS} for row in table]
-    except (KeyError, TypeError, ValueError) as fault:
+    except (KeyError, TypeError, ValueError, csv.Error) as fault:
         raise TrainingError(f"{path} holds no metrics in line {table.line_num}: {mend}") from fault
 
 

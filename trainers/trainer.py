@@ -14,8 +14,9 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from iaunet.console import Stopped, handling_signals
-from iaunet.device import casting, is_out_of_memory, random_state, restore_random_state
+from iaunet.device import casting, random_state, restore_random_state
 from iaunet.errors import TrainingError
+from iaunet.exhaustion import MEMORY_FAULTS, is_out_of_memory
 from iaunet.loss import bce_dice_loss
 from iaunet.planners.plan import build_planned_network
 from iaunet.preprocessing.arrays import Arrays, open_arrays
@@ -183,18 +184,22 @@ class Trainer:
             group["lr"] = self.learning_rate()
         if self.ranks.size > 1:
             self._seed_step()
-        while True:
-            restore = remember_state(self.network, self.device)
-            try:
-                losses = self.accumulate_gradients(batch)
-                break
-            except RuntimeError as fault:
-                if not is_out_of_memory(fault):
-                    raise
-                self._require_no_other_ranks(fault)
-                restore()
-                self._halve_micro_batch(fault)
+        losses = self._make_gradients(batch)
         self._require_finite("loss", losses["loss"])
+        try:
+            self.update_weights()
+        except MEMORY_FAULTS as fault:
+            if not is_out_of_memory(fault):
+                raise
+            raise TrainingError(
+                f"memory ran out on {self.device} while the weights were changed, which smaller parts of a batch do "
+                "not help: close other programs and run the same command again to go on from the last checkpoint, or "
+                "begin anew with --restart and a smaller --width"
+            ) from fault
+        return losses
+
+    def update_weights(self) -> None:
+        """Change the weights by the gradients, and the average by the weights."""
         self.scaler.unscale_(self.optimiser)
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.clip_gradient_norm or math.inf)
         if not self.scaler.is_enabled():  # it skips steps whose gradients are too large for half precision
@@ -204,7 +209,6 @@ class Trainer:
         self.ranks.average([buffer for buffer in self.network.buffers() if buffer.is_floating_point()])
         if self.average is not None:
             self.average.update(self.network)
-        return losses
 
     def learning_rate(self) -> float:
         """The learning rate of the running step; at the end of an epoch that of its last."""
@@ -303,23 +307,21 @@ class Trainer:
         """Go back to the state of a checkpoint.
 
         Raises:
-            TrainingError: It is of a run with other settings.
+            TrainingError: It is of a run with other settings, or does not fit this training.
         """
         if checkpoint.run != self.setup.run:
             raise TrainingError(
                 f"{self.folder.checkpoint} belongs to a run with other settings: use --restart, or --name for a new run"
             )
-        self.network.load_state_dict(checkpoint.network)
-        self.optimiser.load_state_dict(checkpoint.optimiser)
-        if self.average is not None and checkpoint.average is not None:
-            self.average.network.load_state_dict(checkpoint.average)
-            self.average.updates = checkpoint.average_updates
-        self.scaler.load_state_dict(checkpoint.scaler)
-        restore_random_state(checkpoint.random_state, self.device)
-        self.epoch, self.step, self.epochs = checkpoint.epoch, checkpoint.step, checkpoint.epochs
-        self._hours_to_fix = checkpoint.hours_to_fix
-        self.losses, self.seconds = dict(checkpoint.losses), checkpoint.seconds
-        self.micro_batch = min(self.micro_batch, checkpoint.micro_batch)
+        try:
+            self._restore(checkpoint)
+        except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as fault:
+            if is_out_of_memory(fault):
+                raise
+            raise TrainingError(
+                f"{self.folder.checkpoint} does not fit this training ({str(fault).partition(chr(10))[0]}): "
+                "start the fold anew with --restart"
+            ) from fault
         logger.info("going on from epoch %d, step %d", self.epoch + 1, self.step)
         if self.device.type == "cpu" and checkpoint.threads != torch.get_num_threads():
             logger.info(
@@ -333,6 +335,19 @@ class Trainer:
                 checkpoint.ranks,
                 self.ranks.size,
             )
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        self.network.load_state_dict(checkpoint.network)
+        self.optimiser.load_state_dict(checkpoint.optimiser)
+        if self.average is not None and checkpoint.average is not None:
+            self.average.network.load_state_dict(checkpoint.average)
+            self.average.updates = checkpoint.average_updates
+        self.scaler.load_state_dict(checkpoint.scaler)
+        restore_random_state(checkpoint.random_state, self.device)
+        self.epoch, self.step, self.epochs = checkpoint.epoch, checkpoint.step, checkpoint.epochs
+        self._hours_to_fix = checkpoint.hours_to_fix
+        self.losses, self.seconds = dict(checkpoint.losses), checkpoint.seconds
+        self.micro_batch = min(self.micro_batch, checkpoint.micro_batch)
 
     def save_checkpoint(self) -> None:
         """Write the state after the last step done."""
@@ -385,6 +400,19 @@ class Trainer:
                 self._fix_epochs()
                 self.estimate.tell()
             start = now
+
+    def _make_gradients(self, batch: Batch) -> dict[str, float]:
+        """The losses of a batch, whose gradients are left; in smaller parts where memory does not suffice."""
+        while True:
+            restore = remember_state(self.network, self.device)
+            try:
+                return self.accumulate_gradients(batch)
+            except MEMORY_FAULTS as fault:
+                if not is_out_of_memory(fault):
+                    raise
+                self._require_no_other_ranks(fault)
+                restore()
+                self._halve_micro_batch(fault)
 
     def _bring(self, batch: Batch) -> Batch:
         return batch.to(self.device)
@@ -447,7 +475,7 @@ class Trainer:
         """The most rows that go through the network at once on any rank."""
         return min(self.micro_batch, self.ranks.largest_share(self.recipe.batch_size))
 
-    def _require_no_other_ranks(self, fault: RuntimeError) -> None:
+    def _require_no_other_ranks(self, fault: BaseException) -> None:
         """Alone a step is repeated in smaller parts; the other ranks are in the middle of theirs."""
         if self.ranks.size > 1:
             raise TrainingError(
@@ -455,7 +483,7 @@ class Trainer:
                 f"{self.device}: run the same command again to go on, or begin anew with --restart and less --memory"
             ) from fault
 
-    def _halve_micro_batch(self, fault: RuntimeError | None) -> None:
+    def _halve_micro_batch(self, fault: BaseException | None) -> None:
         rows_now = self._rows_at_a_time()
         smaller = [rows for rows in micro_batches(self.recipe.batch_size) if rows < rows_now]
         if not smaller:

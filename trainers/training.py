@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -29,12 +28,12 @@ from iaunet.inference.runs import ALL_CASES, FoldFolder, Run, RunRecord
 from iaunet.inference.validation import describe_scores, summarise_run, validate_fold, write_summary
 from iaunet.networks import DEPTHS, NETWORKS, default_sizes
 from iaunet.planners.folds import Fold, Split, find_split, load_splits
-from iaunet.planners.plan import WIDEST, NetworkOption, NetworkPlan, Plan, build_planned_network, decisions, load_plan
+from iaunet.planners.plan import WIDEST, NetworkOption, NetworkPlan, Plan, build_planned_network, load_plan
 from iaunet.planners.recipes import USUAL_NETWORK, adapt_recipe, find_recipe
 from iaunet.planners.rules import choose_max_keys
 from iaunet.preprocessing.arrays import open_arrays
 from iaunet.records import differences, require, to_json
-from iaunet.storage import digest, file_digest, make_folder
+from iaunet.storage import digest, file_digest, make_folder, remove_leftovers
 from iaunet.trainers.device_augmentation import MOST_ORDER
 from iaunet.trainers.distributed import ALONE, Ranks, rank_device
 from iaunet.trainers.fold_setup import FoldSetup
@@ -272,7 +271,15 @@ class _Training:
             _require_idle(self.run)
             _put_aside(self.run)
         make_folder(self.run.root)
+        remove_leftovers(self.run.root)
         self.run.write_record(record)
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Keep others from the files of the run itself; what killed processes left of them is removed."""
+        with locked(self.folder.runs, "writing the record of a run", SECONDS_TO_BEGIN):
+            remove_leftovers(self.run.root)
+            yield
 
     @contextlib.contextmanager
     def holding(self, name: str, record: RunRecord) -> Iterator[None]:
@@ -285,7 +292,7 @@ class _Training:
 
             def hold() -> None:
                 stack.enter_context(locked(self.run.fold(name).root, "training"))
-                if settings(Run(self.run.root).record) != settings(record):
+                if Run(self.run.root).record.settings != record.settings:
                     raise TrainingError(f"{self.run.root} was begun anew meanwhile: run the same command again")
 
             self.ranks.lead(hold)
@@ -295,16 +302,12 @@ class _Training:
         """Train and validate a fold unless that is done; returns the record, with the epochs fixed if they were."""
         fold = self.run.fold(name)
         if self.ranks.from_first(fold.is_finished) and not self.options.val_only:
+            self.ranks.lead(fold.weights_digest)
             logger.info("fold %s is finished: %s", name, fold.root)
             return record
         cases = self._cases(name)
         if not self.options.val_only:
-            trainer = Trainer(self._setup(fold, cases, record, commands_folds))
-            trainer.fit()
-            if record.hours is not None and record.epochs is None:
-                record = dataclasses.replace(record, epochs=trainer.epochs)
-                if self.ranks.is_first:
-                    self.run.write_record(record)
+            record = self._fit(self._setup(fold, cases, record, commands_folds), record)
         elif not fold.weights.exists():
             fault = TrainingError(f"fold {name} of {self.run.name} was not trained yet: leave out --val_only")
             raise self.ranks.told_once(fault)
@@ -312,10 +315,22 @@ class _Training:
             self._validate(fold, cases, record)
         return record
 
+    def _fit(self, setup: FoldSetup, record: RunRecord) -> RunRecord:
+        """Train a fold; what that took of memory is free again afterwards."""
+        trainer = Trainer(setup)
+        trainer.fit()
+        if record.hours is not None and record.epochs is None:
+            record = dataclasses.replace(record, epochs=trainer.epochs)
+            if self.ranks.is_first:
+                with self._alone():
+                    self.run.write_record(record)
+        return record
+
     def sum_up(self) -> None:
         """Tell and write the scores over all folds once each is finished."""
         split = self.split
-        summary = summarise_run(self.run, len(split.folds), self.dataset, split.inflated)
+        with self._alone():
+            summary = summarise_run(self.run, len(split.folds), self.dataset, split.inflated)
         if summary is not None:
             logger.info("cross-validation over %d folds: %s", len(split.folds), self.run.crossval_json)
             for line in describe_scores(summary, split.inflated):
@@ -336,7 +351,7 @@ class _Training:
             plan=self.plan,
             folder=fold,
             preprocessed=self.folder.preprocessed,
-            run=digest(settings(record)),
+            run=digest(record.settings),
             train=cases.train,
             validation=cases.validation,
             seed=record.seed,
@@ -354,7 +369,13 @@ class _Training:
         )
 
     def _validate(self, fold: FoldFolder, cases: Fold, record: RunRecord) -> None:
-        notes = {"run": self.run.name, "fold": fold.fold, "split": self.split.name, "inflated": self.split.inflated}
+        notes = {
+            "settings_sha256": digest(record.settings),
+            "run": self.run.name,
+            "fold": fold.fold,
+            "split": self.split.name,
+            "inflated": self.split.inflated,
+        }
         if not cases.validation:
             write_summary(fold, {**notes, "scores": None})
             logger.info(
@@ -427,7 +448,12 @@ class _Training:
                 f"the images or masks of {self.folder.name} have changed since {self.run.root} was begun: "
                 "--restart puts it aside and begins anew, --name begins another run beside it"
             )
-        changed = differences(settings(record), settings(wished))
+        if record.split == wished.split and record.split_digest != wished.split_digest:
+            raise TrainingError(
+                f"the folds of the split {record.split} have changed since {self.run.root} was begun: bring them back "
+                "from a copy, --restart puts the run aside and begins anew, --name begins another one beside it"
+            )
+        changed = differences(record.settings, wished.settings)
         memory = record.overrides.get("memory_gb")
         if self.options.memory_gb not in (None, memory):
             changed.append(f"memory: {memory} -> {self.options.memory_gb}")
@@ -513,12 +539,6 @@ def _widened(network: NetworkPlan, width: int) -> NetworkPlan:
     if options.get("max_keys") == choose_max_keys(network.width):
         options["max_keys"] = choose_max_keys(width)
     return dataclasses.replace(network, width=width, options=options)
-
-
-def settings(record: RunRecord) -> dict[str, Any]:
-    """What must be the same for a run to be gone on with."""
-    names = ("split", "split_digest", "seed", "hours", "weights_sha256")
-    return {"plan": decisions(record.plan), **{name: getattr(record, name) for name in names}}
 
 
 def _require_idle(run: Run) -> None:

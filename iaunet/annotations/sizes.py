@@ -1,7 +1,6 @@
 """The size of an image, from its header."""
 
 import struct
-import warnings
 from pathlib import Path
 
 from PIL import Image
@@ -9,6 +8,7 @@ from PIL.Image import DecompressionBombError
 
 from iaunet.errors import FileError
 from iaunet.files import FORMATS, MAX_PIXELS
+from iaunet.silence import ignoring_warnings
 from iaunet.tiffs import tiff_header
 
 _ORIENTATION = 0x0112
@@ -38,11 +38,10 @@ def _tiff_size(path: Path) -> tuple[int, int]:
 
 def _picture_size(path: Path) -> tuple[int, int]:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of damage that ends in a fault, and of a limit that is half of ours
-            with Image.open(path, formats=sorted(set(FORMATS.values()))) as image:
-                width, height = image.size
-                turned = _orientation(image) >= _FIRST_TURNED
+        # there are warnings of damage that ends in a fault, and of a limit that is half of ours
+        with ignoring_warnings(), Image.open(path, formats=sorted(set(FORMATS.values()))) as image:
+            width, height = image.size
+            turned = _orientation(image) >= _FIRST_TURNED
     except DecompressionBombError as fault:
         raise _too_large() from fault
     except FileNotFoundError as fault:

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from iaunet.console import Stopped
+from iaunet.console import MEMORY_RAN_OUT, Stopped
 from iaunet.engines.logs import logging_to_file
 from iaunet.errors import IaunetError
+from iaunet.exhaustion import is_out_of_memory
 
 Item = TypeVar("Item")
 
@@ -59,6 +60,10 @@ def work(call: bytes, log: str, processors: int | None) -> Any:
             return EngineError(f"stopped: {stop}")
         except IaunetError as fault:
             return fault
+        except Exception as fault:
+            if not is_out_of_memory(fault):
+                raise
+            return EngineError(MEMORY_RAN_OUT)
 
 
 def allotted_processors() -> int | None:

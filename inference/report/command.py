@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from iaunet.console import ALL_DONE, command_parser, run_command, terminating_like_interrupt
+from iaunet.console import ALL_DONE, command_parser, run_command
 
 if TYPE_CHECKING:
     from iaunet.inference.report.writing import Report
@@ -46,12 +46,11 @@ def _run(arguments: argparse.Namespace) -> int:
 
     from iaunet.inference.report.writing import write_report  # imports scipy and torch: after what fails quickly
 
-    with terminating_like_interrupt():
-        if arguments.test:
-            from iaunet.inference.held_out_scores import score_test_once
+    if arguments.test:
+        from iaunet.inference.held_out_scores import score_test_once
 
-            score_test_once(folder)
-        report = write_report(folder, arguments.anonymous, arguments.output)
+        score_test_once(folder)
+    report = write_report(folder, arguments.anonymous, arguments.output)
     for line in describe_report(report):
         logger.info("%s", line)
     return ALL_DONE

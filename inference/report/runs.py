@@ -163,11 +163,11 @@ def read_curve(path: Path, fold: str) -> Curve:
     """
     mend = "remove the file to make the report without the curve"
     table = csv.DictReader(io.StringIO(read_text(path, PredictionError, mend), newline=""))
-    if not {*COLUMNS} <= {*(table.fieldnames or ())}:
-        raise PredictionError(f"{path} does not have the columns {', '.join(COLUMNS)}: {mend}")
     try:
+        if not {*COLUMNS} <= {*(table.fieldnames or ())}:
+            raise PredictionError(f"{path} does not have the columns {', '.join(COLUMNS)}: {mend}")
         rows = [{name: float(row[name]) for name in COLUMNS} for row in table]
-    except (TypeError, ValueError) as fault:
+    except (TypeError, ValueError, csv.Error) as fault:
         raise PredictionError(f"{path} holds no metrics in line {table.line_num}: {mend}") from fault
     return Curve(fold=fold, **{name: tuple(row[name] for row in rows) for name in COLUMNS})
 
@@ -234,7 +234,7 @@ def _staleness(folders: Sequence[FoldFolder]) -> str:
             if folder.weights.exists():
                 folder.weights_digest()
         except PredictionError:
-            return f"the weights of fold {folder.fold} are not those that were scored"
+            return f"the weights of fold {folder.fold} or their settings are not those that were scored"
     return ""
 
 

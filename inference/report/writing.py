@@ -15,7 +15,7 @@ from iaunet.inference.report.page import GENERATOR, PAGE, render_page, shown_cas
 from iaunet.inference.report.pictures import CasePicture, picture_case
 from iaunet.inference.report.tables import TABLE_NAMES, write_tables
 from iaunet.storage import make_folder, naming_disk_faults, remove_leftovers, write_text
-from iaunet.workspace import DatasetFolder
+from iaunet.workspace import DatasetFolder, locked
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ def write_report(folder: DatasetFolder, anonymous: bool = False, output: Path | 
         PlanError: The plan or the folds are missing or damaged.
         TrainingError: The record of a run is damaged.
         WorkspaceError: The dataset's files are missing or damaged, the folder cannot be written, or files in it that
-            no report wrote are in the way.
+            no report wrote are in the way, or another process is writing there.
     """
     target = output or folder.root / (ANONYMOUS_REPORT if anonymous else REPORT)
     earlier = _earlier_files(target, is_ours=output is None)
@@ -63,14 +63,15 @@ def write_report(folder: DatasetFolder, anonymous: bool = False, output: Path | 
     facts = gathering.gather()
     pictures = {} if anonymous else _draw_pictures(facts, gathering)
     page, methods = render_page(facts, pictures), write_methods(facts)
-    with naming_disk_faults(target):
-        for path in earlier:
-            path.unlink()
-    for part in (target, target / TABLES_FOLDER, target / FIGURES_FOLDER):
-        remove_leftovers(make_folder(part))
-    write_text(target / PAGE, page)  # first: it says whose the files beside it are
-    write_text(target / METHODS, methods)
-    files = [*write_tables(target / TABLES_FOLDER, facts), *draw_figures(target / FIGURES_FOLDER, facts)]
+    with locked(target, "writing a report"):
+        with naming_disk_faults(target):
+            for path in earlier:
+                path.unlink(missing_ok=True)
+        for part in (target, target / TABLES_FOLDER, target / FIGURES_FOLDER):
+            remove_leftovers(make_folder(part))
+        write_text(target / PAGE, page)  # first: it says whose the files beside it are
+        write_text(target / METHODS, methods)
+        files = [*write_tables(target / TABLES_FOLDER, facts), *draw_figures(target / FIGURES_FOLDER, facts)]
     return Report(facts=facts, page=target / PAGE, files=(target / PAGE, target / METHODS, *files))
 
 

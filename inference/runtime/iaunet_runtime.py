@@ -150,7 +150,7 @@ def read_settings(path: Path) -> Settings:
     try:
         data = json.loads(path.read_bytes())
         if data["version"] != SETTINGS_VERSION:
-            raise RuntimeFault(f"{path} is of version {data['version']}: use the {Path(__file__).name} beside it")
+            raise RuntimeFault(f"{path} is of version {data['version']!r:.40}: use the {Path(__file__).name} beside it")
         fields = data["settings"]
         cleaning = tuple(Cleaning(**steps) for steps in fields["cleaning"])
         return Settings(**fields | {"size": tuple(fields["size"]), "cleaning": cleaning})
@@ -257,7 +257,8 @@ def _tiff_dtype(image: Image.Image, size: int) -> np.dtype[Any] | None:
 
 
 def _reason(fault: BaseException) -> str:
-    return str(fault).split("\n")[0].rstrip(".") or type(fault).__name__
+    reason = str(fault).split("\n")[0].rstrip(".") or type(fault).__name__
+    return "".join(each if each.isprintable() else " " for each in reason)[:300]
 
 
 def to_channels(pixels: NDArray[np.generic], channels: int) -> NDArray[np.generic]:

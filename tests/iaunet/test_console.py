@@ -9,6 +9,7 @@ import threading
 import pytest
 
 from iaunet.console import (
+    MEMORY_RAN_OUT,
     Stopped,
     command_parser,
     handling_signals,
@@ -121,6 +122,8 @@ def stop_with(fault):
         (PlanError("width is 0: give 1"), 2, "error: width is 0: give 1\n"),
         (Stopped("saved epoch 3"), 130, "stopped: saved epoch 3\n"),
         (KeyboardInterrupt(), 130, "stopped: run the same command again to go on\n"),
+        (MemoryError(), 2, f"error: {MEMORY_RAN_OUT}\n"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 2, f"error: {MEMORY_RAN_OUT}\n"),
     ],
 )
 def test_what_the_user_can_mend_is_one_line_and_an_exit_code(fault, code, line, capsys):
@@ -141,6 +144,14 @@ def test_the_log_goes_to_the_screen_within_a_command_only(capsys):
     logger.info("not shown")
 
     assert capsys.readouterr().out == "100 %\n"
+
+
+def test_names_that_a_terminal_would_obey_are_logged_as_text(capsys):
+    logger = logging.getLogger("iaunet.anything")
+
+    run_command(lambda: logger.info("failed: %s\nnext", "a\x1b]0;title\x07\r.png") or 0)
+
+    assert capsys.readouterr().out == "failed: a\\x1b]0;title\\x07\\r.png\nnext\n"
 
 
 def test_a_terminal_that_cannot_show_a_name_gets_it_escaped(monkeypatch):
@@ -174,6 +185,38 @@ def test_a_command_whose_reader_has_gone_works_on_in_silence(tmp_path):
     assert (tmp_path / "done").exists()
 
 
+def test_what_the_user_may_not_open_is_named_and_a_refusal_without_a_name_keeps_its_traceback(tmp_path, capsys):
+    def refuse(*name):
+        raise PermissionError(13, "Permission denied", *name)
+
+    assert run_command(lambda: refuse(str(tmp_path / "a"))) == 2
+    assert capsys.readouterr().err == (
+        f"error: {tmp_path / 'a'} cannot be opened (Permission denied): mend its permissions\n"
+    )
+    with pytest.raises(PermissionError):
+        run_command(refuse)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a full disk: /dev/full")  # noqa: PTH110
+def test_a_command_whose_log_fills_the_disk_works_on_and_says_so_once():
+    program = (
+        "import logging, sys\n"
+        "from iaunet.console import run_command\n"
+        "def work():\n"
+        "    for line in range(3): logging.getLogger('iaunet').info(line)\n"
+        "    return 1\n"
+        "sys.exit(run_command(work))\n"
+    )
+
+    with open("/dev/full", "w") as full:  # noqa: PTH123
+        done = subprocess.run(
+            [sys.executable, "-c", program], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+
+    left_out = "warning: lines are left out that cannot be written (No space left on device)\n"
+    assert (done.returncode, done.stderr) == (1, left_out)
+
+
 def test_a_request_to_terminate_stops_like_an_interrupt_and_the_old_handler_returns():
     before = signal.getsignal(signal.SIGTERM)
 
@@ -181,6 +224,14 @@ def test_a_request_to_terminate_stops_like_an_interrupt_and_the_old_handler_retu
         os.kill(os.getpid(), signal.SIGTERM)
 
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_request_to_terminate_stops_a_command_wherever_it_is(capsys):
+    missed = []
+    with handling_signals((signal.SIGTERM,), lambda number, frame: missed.append(number)):
+        assert run_command(lambda: signal.raise_signal(signal.SIGTERM) or 0) == 130
+    assert not missed
+    assert capsys.readouterr().err == "stopped: run the same command again to go on\n"
 
 
 def test_signals_are_handled_within_the_block():

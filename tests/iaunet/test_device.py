@@ -12,7 +12,6 @@ from iaunet.device import (
     choose_device,
     describe_device,
     free_memory,
-    is_out_of_memory,
     mixed_precision,
     random_state,
     restore_random_state,
@@ -90,16 +89,6 @@ def test_products_are_taken_in_the_type_asked_for():
     for precision, dtype in ((torch.bfloat16, torch.bfloat16), (None, torch.float32)):
         with casting(CPU, precision):
             assert (matrix @ matrix).dtype == dtype
-
-
-def test_want_of_memory_is_told_from_other_faults():
-    with pytest.raises(RuntimeError) as caught:
-        torch.empty(10**15)
-
-    assert is_out_of_memory(caught.value)
-    assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"))
-    assert is_out_of_memory(RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes."))
-    assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
 
 
 def test_free_memory_is_less_than_the_machine_has():

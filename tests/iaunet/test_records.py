@@ -1,6 +1,7 @@
 import json
 import math
 import pickle
+import sys
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -103,6 +104,8 @@ def test_a_number_written_without_a_point_is_read_as_the_float_it_was():
         ({"share": 10**400}, "share is 1000000000000000000000000000000000000...: give a number"),
         ({"is_new": 1}, "is_new is 1: give true or false"),
         ({"parts": {}}, "parts is {}: give a list in brackets"),
+        ({"name": "\ud800"}, r"name is '\ud800': give a text in quotes"),
+        ({"by_name": {"\udc80": [1]}}, r"by_name is '\udc80': give names of whole characters"),
         ({"parts": [3]}, "parts[0].part is 3: give an object in braces"),
         ({"parts": [{"size": [1]}]}, "parts[0].size is [1]: give a list of 2"),
         ({"parts": [{"size": [1, "2"]}]}, "parts[0].size[1] is '2': give a whole number"),
@@ -122,6 +125,19 @@ def test_a_value_that_cannot_be_is_answered_with_its_field_and_what_may_be(chang
         from_json(Whole, GOOD | changes)
 
     assert str(caught.value) == message
+
+
+def test_what_could_just_be_parsed_is_not_shown_to_its_depth():
+    def at_depth(frames):
+        return at_depth(frames - 1) if frames else from_json(Whole, GOOD | {"parts": deep})
+
+    deep: object = {}
+    for _ in range(400):
+        deep = {"a": [deep]}
+    frames = sys.getrecursionlimit() - 700
+
+    with pytest.raises(FieldError, match=r"parts is nested too deep in a dict: give a list in brackets"):
+        at_depth(frames)
 
 
 @pytest.mark.parametrize("data", [None, [], "text", 3])

@@ -1,3 +1,4 @@
+import errno
 import json
 import multiprocessing
 import os
@@ -17,6 +18,7 @@ from iaunet.storage import (
     digest,
     file_digest,
     make_folder,
+    naming_disk_faults,
     read_json,
     read_text,
     remove_leftovers,
@@ -25,6 +27,7 @@ from iaunet.storage import (
     write_bytes,
     write_json,
     write_text,
+    writing_beside,
 )
 
 JSON = st.recursive(
@@ -177,13 +180,44 @@ def test_other_faults_of_the_system_keep_their_type(tmp_path):
         pass
 
 
+def test_a_disk_that_fails_is_named(tmp_path):
+    fails = r"the disk of .*a fails \(.*\): check it and run the same command again"
+    with pytest.raises(WorkspaceError, match=fails), naming_disk_faults(tmp_path / "a"):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+def test_nothing_is_written_in_place_of_a_folder_that_was_taken_away(tmp_path):
+    folder = tmp_path / "disk" / "toy"
+    folder.mkdir(parents=True)
+    (folder / "mark").touch()
+    gone = rf"{folder} is gone or emptied: bring it back, or its disk, and run the same command again"
+    with writing_beside(folder / "mark"):
+        write_bytes(folder / "a", b"before")
+        (tmp_path / "disk").rename(tmp_path / "away")
+        for write in (lambda path: write_bytes(path, b"after"), make_folder):
+            with pytest.raises(WorkspaceError, match=gone):
+                write(folder / "deep" / "a")
+        write_bytes(tmp_path / "b", b"beside")
+
+    assert files_of(tmp_path) == ["away", "b"]
+    assert files_of(tmp_path / "away" / "toy") == ["a", "mark"]
+    write_bytes(folder / "a", b"another command")
+
+
+def test_a_folder_that_went_while_a_file_in_it_was_written_is_named(tmp_path):
+    path = tmp_path / "folder" / "a"
+    with pytest.raises(WorkspaceError, match="folder is gone or emptied: bring it back"), naming_disk_faults(path):
+        path.write_bytes(b"")
+
+
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a file system that takes no folders: /proc")
 def test_a_place_that_takes_no_folders_is_named():
     with pytest.raises(WorkspaceError, match="/proc/nothing cannot be made: choose another folder"):
         make_folder(Path("/proc/nothing"))
 
 
-def test_leftovers_of_a_killed_writer_are_removed_and_nothing_else(tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", [None, "plan.json"])
+def test_leftovers_of_a_killed_writer_are_removed_and_nothing_else(tmp_path, monkeypatch, name):
     monkeypatch.syspath_prepend(Path(__file__).parent)
     job = import_module("jobs_for_workers").write_half_and_die
     (tmp_path / "keep.json").write_text("{}")
@@ -193,8 +227,9 @@ def test_leftovers_of_a_killed_writer_are_removed_and_nothing_else(tmp_path, mon
     worker.join()
     assert len(files_of(tmp_path)) == 3
 
-    remove_leftovers(tmp_path)
-
+    remove_leftovers(tmp_path, "another.json")
+    assert len(files_of(tmp_path)) == 3
+    remove_leftovers(tmp_path, name)
     assert files_of(tmp_path) == [".lock", "keep.json"]
 
 

@@ -58,6 +58,15 @@ def test_half_a_line_of_a_killed_process_spoils_no_other(path):
     assert [line["image"] for line in read_audit(path)] == ["größe 1.png", "next.png"]
 
 
+def test_a_line_that_is_nested_too_deep_spoils_no_other(path):
+    with appending(path) as audit:
+        audit.add(LINE)
+    with path.open("a", encoding="utf-8") as file:
+        file.write("[" * 100_000 + "]" * 100_000 + "\n")
+
+    assert [line["image"] for line in read_audit(path)] == [LINE.image]
+
+
 def test_threads_do_not_mix_their_lines(path):
     with appending(path) as audit:
         threads = [threading.Thread(target=lambda: [audit.add(LINE) for _ in range(50)]) for _ in range(8)]

@@ -4,7 +4,7 @@ import json
 import numpy as np
 import pytest
 
-from iaunet.errors import FileError
+from iaunet.errors import FileError, IaunetError
 from iaunet.inference.familiar import FAMILIAR, KNOWN, Familiar, find_familiar
 from iaunet.planners.fingerprint import Fingerprint
 from iaunet.planners.plan import load_plan
@@ -73,6 +73,17 @@ def test_training_images_are_familiar_up_to_their_extreme_hundredths(folder):
     assert Familiar.of(few).means == ((0.0, 49.0),) * fingerprint.channels
     assert Familiar.of(many).means == ((9.0, 990.0),) * fingerprint.channels
     assert Familiar.of(few).smallest == Familiar.of(few).largest == first.size
+
+
+def test_grey_images_among_colour_count_in_every_channel(folder):
+    fingerprint = load_record(Fingerprint, folder.fingerprint_json, IaunetError, "")
+    grey = dataclasses.replace(fingerprint.cases[0], channels=1, intensity=fingerprint.cases[0].intensity[:1])
+
+    familiar = Familiar.of(dataclasses.replace(fingerprint, cases=(grey, *fingerprint.cases[1:])))
+
+    means = np.array([[channel.mean for channel in case.intensity] for case in fingerprint.cases])
+    means[0] = means[0, 0]
+    assert familiar.means == tuple(zip(means.min(0).tolist(), means.max(0).tolist(), strict=True))
 
 
 def test_what_is_familiar_comes_from_the_fingerprint_of_the_plan_or_of_an_imported_model(folder):

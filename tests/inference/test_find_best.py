@@ -247,9 +247,9 @@ def test_incomplete_runs_are_compared_on_the_folds_that_all_have(folder, add_run
 def test_logits_of_other_data_are_refused(folder):
     fold = Run(folder.runs / RUN).fold("0")
     [first, *_] = read_scores(fold.scores_csv)
-    LogitWriter(logits_path(fold.logits, first.name), (2, 1, 64, 64)).add(np.zeros((1, 64, 64), np.float32))
-    with logits_path(fold.logits, first.name).open("ab") as file:
-        file.write(bytes(2 * 64 * 64))
+    writer = LogitWriter(logits_path(fold.logits, first.name), (2, 1, 64, 64))
+    for _ in range(2):
+        writer.add(np.zeros((1, 64, 64), np.float32))
 
     with pytest.raises(PredictionError, match=f"the logits of {first.name} in .* are of other data: run iaunet_train"):
         find_best(folder)

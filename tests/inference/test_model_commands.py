@@ -14,6 +14,7 @@ from iaunet.inference.model_file import open_model
 from iaunet.inference.predict_command import main as predict_main
 from iaunet.inference.report.command import main as report_main
 from iaunet.preprocessing.command import main as prepare_main
+from iaunet.storage import TEMPORARY_SUFFIX, replacing
 from iaunet.trainers.command import main as train_main
 from iaunet.workspace import DatasetFolder
 
@@ -109,6 +110,19 @@ def test_a_file_that_is_refused_is_told_in_one_line_and_nothing_is_written(do_im
     assert err.startswith(f"error: {tmp_path / 'model ü.zip'} is no model's file or damaged")
     assert err.count("\n") == 1
     assert not elsewhere.exists()
+
+
+def test_what_a_killed_export_left_is_removed_by_the_next_and_nothing_else(export, tmp_path):
+    path = tmp_path / "model ü.zip"
+    with replacing(path) as temporary:
+        temporary.touch()
+        this = temporary.name.partition("-")[0]
+    for name in (f"{this}-of_a_killed_process", ".of_another_file"):
+        path.with_name(f"{name}{TEMPORARY_SUFFIX}").touch()
+
+    assert export() == 0
+
+    assert {file.name for file in tmp_path.iterdir()} == {path.name, f".of_another_file{TEMPORARY_SUFFIX}"}
 
 
 def test_importing_twice_is_refused(export, do_import, capsys):

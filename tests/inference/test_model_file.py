@@ -662,7 +662,7 @@ def rename_run(manifest, name):
     [
         (lambda m: m.update(version=9), "was written by a newer iaunet, in version 9 of its format: install that"),
         (lambda m: m.pop("model"), "model.json: model is missing"),
-        (lambda m: m["model"].update({"a\n\x1b[31m": 1}), r"model.json: model\.a  \[31m is not known here"),
+        (lambda m: m["model"].update({"a\n\x1b[31m": 1}), r"model.json: model\.a\\n\\x1b\[31m is not known here"),
         (lambda m: m["model"].update(dataset="x" * 10_000, data=[]), "model.json: model.data"),
         (lambda m: m["model"].update(runs=[]), r"model.json: model\.runs is \[\]"),
         (lambda m: m["model"]["runs"].append(m["model"]["runs"][0]), "differ by more than capitals"),

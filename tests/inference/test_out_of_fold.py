@@ -25,16 +25,26 @@ def test_logits_are_those_of_log_odds():
     np.testing.assert_allclose(logit(np.array([0.0, 1.0], np.float32)), [-LARGEST_LOGIT, LARGEST_LOGIT], rtol=1e-5)
 
 
-def test_rows_are_written_one_after_the_other(tmp_path):
+def test_rows_are_written_one_after_the_other_and_the_file_appears_with_the_last(tmp_path):
     rows = np.random.default_rng(0).random((3, 2, 4, 5), np.float32)
     writer = LogitWriter(tmp_path / "patient" / "a.b.npy", rows.shape)
     for row in rows:
+        assert not (tmp_path / "patient" / "a.b.npy").exists()
         writer.add(row)
 
     found = read_logits(tmp_path, "patient/a.b")
 
     assert found.dtype == np.float16
     np.testing.assert_allclose(sigmoid(found), rows, atol=2e-3)
+
+
+def test_what_is_never_finished_leaves_nothing(tmp_path):
+    writer = LogitWriter(tmp_path / "a.npy", (2, 1, 4, 4))
+    writer.add(np.zeros((1, 4, 4), np.float32))
+
+    del writer
+
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_validated_fold_holds_the_logits_of_every_row_of_its_cases(trained):

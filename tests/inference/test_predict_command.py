@@ -1,12 +1,6 @@
-import csv
 import dataclasses
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from importlib import import_module
 from pathlib import Path
 
@@ -187,52 +181,6 @@ def test_the_plan_of_the_run_and_not_of_the_dataset_is_used(predict, trained, tm
 
     assert predict(workspace=trained) == 0
     assert mean_dice(tmp_path / "out", raw / "masks") > 0.9
-
-
-@pytest.fixture
-def many_images(raw, tmp_path):
-    folder = tmp_path / "many"
-    folder.mkdir()
-    for i in range(600):
-        shutil.copyfile(raw / "images" / f"case_{i % 18:02d}.png", folder / f"{i:04d}.png")
-    return folder
-
-
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 130)])
-def test_a_stopped_prediction_leaves_whole_masks_and_the_same_command_does_the_rest(
-    predict, trained_toy, many_images, tmp_path, number, code
-):
-    output = tmp_path / "out"
-    arguments = ["-i", str(many_images), "-o", str(output), "-d", "toy", "--workspace", str(trained_toy)]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "iaunet", "predict", *arguments],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    while len(list(output.glob("*.png"))) < 20:
-        assert process.poll() is None
-        time.sleep(0.01)
-    process.send_signal(number)
-    _, err = process.communicate(timeout=60)
-
-    assert process.returncode == code
-    if number == signal.SIGTERM:
-        assert err == "stopped: run the same command again to go on\n"
-    done = {path.name: path.read_bytes() for path in output.glob("*.png")}
-    assert 20 <= len(done) < 600
-    for path in output.glob("*.png"):
-        assert np.asarray(Image.open(path)).shape == (64, 64)
-    assert predict(inputs=many_images) == 0
-    after = {path.name: path.read_bytes() for path in output.glob("*.png")}
-    assert len(after) == 600
-    assert all(after[name] == data for name, data in done.items())
-    assert len({after[f"{i:04d}.png"] for i in range(0, 600, 18)}) == 1
-    assert not list(output.glob(".*tmp"))
-    with (output / "predictions.csv").open(newline="") as file:
-        kept = [row["status"] for row in csv.DictReader(file)].count("kept")
-    assert len(done) - 2 <= kept <= len(done)  # of two threads each may have written a mask and not yet its line
 
 
 def test_input_output_and_dataset_must_be_given(capsys):

@@ -75,6 +75,27 @@ def test_every_item_comes_once_with_its_own_result_or_fault(predictor, n):
     assert all(size <= predictor.batch_size for size in predictor.ensemble.networks[0].batches)
 
 
+@pytest.mark.parametrize("part", [0, 1, 3])
+def test_an_image_that_memory_does_not_suffice_for_fails_alone(predictor, part):
+    seen = []
+
+    def watch(number, row):
+        seen.append(number)
+        if number == 1 and seen.count(1) == part + 1:
+            raise MemoryError
+
+    found = dict(predict_stream(predictor, range(5), lambda i: case_of([1.0] * 4), lambda i, _: i, watch=watch))
+
+    assert "memory ran out for this image: close other programs and run" in str(found.pop(1))
+    assert found == {i: i for i in (0, 2, 3, 4)}
+    assert seen.count(1) == part + 1
+
+
+def test_another_fault_of_what_is_done_with_an_image_reaches_the_caller(predictor):
+    with pytest.raises(ZeroDivisionError):
+        dict(predict_stream(predictor, range(3), lambda i: case_of([1.0]), lambda i, _: 1 // (1 - i)))
+
+
 def test_no_more_than_a_few_batches_are_under_way_however_many_items_there_are(predictor):
     taken, done, most = [], [], 0
     for number in predict_stream(predictor, (taken.append(i) or i for i in range(400)), lambda i: load(0), finish):

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from iaunet.errors import PlanError
-from iaunet.planners.folds import Splits, find_split, load_splits, make_splits, save_splits
+from iaunet.planners.folds import Fold, Split, Splits, find_split, load_splits, make_splits, save_splits
 from iaunet.records import from_json, to_json
 
 NAMES = [f"c{i:03d}" for i in range(100)]
@@ -243,6 +243,21 @@ def test_a_file_of_nnunet_is_a_split_by_the_name_of_the_file(find_in_file):
 def test_each_fault_of_a_split_file_is_named(find_in_file, content, message):
     with pytest.raises(PlanError, match=rf"splits final\.json:? {message}"):
         find_in_file(content)
+
+
+@pytest.mark.parametrize(
+    ("fold", "message"),
+    [
+        (Fold(train=("c000",), validation=("x",)), "names x, which is no case of the data set"),
+        (Fold(train=("c000",), validation=("c000",)), "trains on c000 and holds it out"),
+        (Fold(train=(), validation=("c000",)), "has nothing to train on or to hold out"),
+    ],
+)
+def test_each_fault_of_an_own_split_is_named(fold, message):
+    splits = Splits(splits={"random": Split(name="random", inflated="", folds=(fold,))})
+
+    with pytest.raises(PlanError, match=f"split 'random': fold 0 {message}: run iaunet_plan_and_preprocess again"):
+        find_split(splits, "random", NAMES, {})
 
 
 def test_a_split_file_that_is_not_there_is_named(splits):

@@ -19,6 +19,7 @@ from iaunet.preprocessing.arrays import (
     write_truth,
 )
 from iaunet.preprocessing.geometry import Geometry
+from iaunet.records import FieldError, from_json, to_json
 
 SIDE = 32
 
@@ -143,8 +144,8 @@ def test_partial_arrays_of_other_data_are_begun_anew(target, index):
 
     for other in (
         dataclasses.replace(index, made_from="other"),
-        dataclasses.replace(index, rows=index.rows[:4]),
-        dataclasses.replace(index, rows=index.rows[::-1]),
+        make_index({f"c{i}": 1 for i in range(4)}),
+        make_index({f"c{i}": 1 for i in reversed(range(5))}),
     ):
         assert len(PartialArrays(target, other).missing_rows()) == len(other.rows)
 
@@ -193,12 +194,11 @@ def test_killed_while_the_folders_change_places_the_next_run_ends_with_the_new_a
         (lambda folder: (folder / "masks.npy").unlink(), "preprocessed cannot be read"),
         (lambda folder: (folder / "images.npy").write_bytes(b"text"), "preprocessed cannot be read"),
         (lambda folder: (folder / "done.npy").unlink(), "preprocessed cannot be read"),
-        (lambda folder: np.save(folder / "done.npy", np.zeros(4, np.uint8)), "arrays of another shape than its"),
-        (
-            lambda folder: np.save(folder / "masks.npy", np.zeros((5, 9, 9), np.uint8)),
-            "arrays of another shape than its",
-        ),
+        (lambda folder: np.save(folder / "done.npy", np.zeros(4, np.uint8)), "of another shape or type than its"),
+        (lambda folder: np.save(folder / "masks.npy", np.zeros((5, 9, 9), np.uint8)), "of another shape or type"),
         (lambda folder: np.save(folder / "masks.npy", np.array([{}]), allow_pickle=True), "cannot be read"),
+        (lambda folder: (folder / "masks.npy").write_bytes(b"PK\3\4" + bytes(99)), "cannot be read"),
+        (lambda folder: np.save(folder / "masks.npy", np.zeros((5, SIDE, SIDE), np.int8)), "of another shape or type"),
     ],
 )
 def test_arrays_that_are_spoiled_are_named_with_the_command_that_makes_them(target, index, spoil, message):
@@ -209,6 +209,35 @@ def test_arrays_that_are_spoiled_are_named_with_the_command_that_makes_them(targ
 
     with pytest.raises(PreprocessingError, match=rf"{message}.*run iaunet_plan_and_preprocess toy again"):
         open_arrays(target, "digest")
+
+
+@pytest.mark.parametrize(
+    ("part", "fields", "message"),
+    [
+        ("cases", {"first_row": 1}, "cases is 'a'"),
+        ("cases", {"n_rows": -1}, "cases is 'a'"),
+        ("cases", {"shape": [1, 9, 9]}, "cases is 'a'"),
+        ("cases", {"name": "b"}, "cases is 'b'"),
+        ("rows", {"slice": -1}, "cases is 'a'"),
+        ("rows", {"slice": 9}, "cases is 'a'"),
+        ("rows", {"case": "x"}, "cases is 'a'"),
+    ],
+)
+def test_rows_that_are_not_those_of_their_cases_are_refused(part, fields, message):
+    content = to_json(make_index({"a": 2, "b": 3}))
+    content[part][0] |= fields
+
+    with pytest.raises(FieldError, match=f"{message}: give cases whose rows follow each other and lie in them"):
+        from_json(Index, content)
+
+
+def test_rows_of_no_case_and_cases_of_one_name_are_refused(index):
+    with pytest.raises(FieldError, match=rf"rows is {len(index.rows)}: give the 0 rows of the cases"):
+        dataclasses.replace(index, cases=())
+    twice = make_index({"a": 1})
+    again = dataclasses.replace(twice.cases[0], first_row=1)
+    with pytest.raises(FieldError, match="cases is 2: give cases of different names"):
+        dataclasses.replace(twice, cases=(twice.cases[0], again), rows=twice.rows * 2)
 
 
 def test_arrays_of_other_data_or_another_plan_are_refused(target, index):
@@ -286,8 +315,10 @@ def test_a_case_of_other_files_is_prepared_again(target, index, fields):
     make_whole(target, index)
     changed = dataclasses.replace(index.cases[2], **fields)
     cases = (*index.cases[:2], changed, *index.cases[3:])
+    row = dataclasses.replace(index.rows[2], geometry=Geometry.of("resize", changed.shape[1:], (SIDE, SIDE)))
+    rows = (*index.rows[:2], row, *index.rows[3:])
 
-    make_whole(target, dataclasses.replace(index, made_from="new", cases=cases), rows=[2])
+    make_whole(target, dataclasses.replace(index, made_from="new", cases=cases, rows=rows), rows=[2])
 
 
 def test_nothing_is_taken_from_arrays_prepared_otherwise(target, index):
@@ -379,7 +410,9 @@ def test_the_new_arrays_are_safe_from_a_power_cut_before_the_old_ones_go(target,
 
 
 def test_a_disk_with_too_little_room_is_told_before_anything_is_written(target, index):
-    huge = dataclasses.replace(index, input_size=(2**30, 2**30))
+    sides = 2**30, 2**30
+    rows = [dataclasses.replace(row, geometry=Geometry.of("resize", (40, 50), sides)) for row in index.rows]
+    huge = dataclasses.replace(index, input_size=sides, rows=tuple(rows))
 
     with pytest.raises(WorkspaceError, match=r"no space left for .*preprocessed\.partial: 2[\d,]+ MB are needed and "):
         PartialArrays(target, huge)

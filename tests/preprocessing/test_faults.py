@@ -1,6 +1,7 @@
 """Every row of docs/faults.md that is about data, made and given to the command."""
 
 import gzip
+import os
 import re
 import shutil
 import struct
@@ -8,6 +9,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -337,6 +339,240 @@ def broken_test_image(root):
     cut("../test/images/tc7.png")(root)
 
 
+def save_as(name, mode=None, **options):
+    """Save the picture of c2 in another format, perhaps one that its name does not tell."""
+
+    def spoil(root):
+        path = root / "images" / "c2.png"
+        image = Image.open(path).convert(mode)
+        path.unlink()
+        image.save(path.with_name(name), **options)
+
+    return spoil
+
+
+def turn(root):
+    """Store a picture on its side; its mask has the displayed orientation."""
+    path = root / "images" / "c2.png"
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.open(path).transpose(Image.Transpose.ROTATE_90).save(path.with_suffix(".jpg"), exif=exif)
+    path.unlink()
+
+
+def lie_down(root):
+    """The same, and the mask as it is stored."""
+    turn(root)
+    change("masks/c2.png", lambda mask: np.rot90(mask))(root)
+
+
+def animate(root):
+    path = root / "images" / "c2.png"
+    image = Image.open(path)
+    image.save(path, save_all=True, append_images=[image.rotate(180)])
+
+
+def indexed(root):
+    """Save a picture with a palette of which one colour is half transparent."""
+    path = root / "images" / "c2.png"
+    Image.open(path).quantize(16).save(path, transparency=bytes([128]))
+
+
+def append(file, data):
+    def spoil(root):
+        with (root / file).open("ab") as stream:
+            stream.write(data)
+
+    return spoil
+
+
+def put_bytes(file, place, data):
+    def spoil(root):
+        content = bytearray((root / file).read_bytes())
+        start = place % len(content)
+        content[start : start + len(data)] = data
+        (root / file).write_bytes(content)
+
+    return spoil
+
+
+def rename(old, new):
+    """Give an image and its mask other names."""
+
+    def spoil(root):
+        for part in ("images", "masks"):
+            (root / part / f"{old}.png").rename(root / part / f"{new}.png")
+
+    return spoil
+
+
+def link(target):
+    """Put a link in the place of an image."""
+
+    def spoil(root):
+        (root / "images" / "c2.png").unlink()
+        (root / "images" / "c2.png").symlink_to(target)
+
+    return spoil
+
+
+def pipe(root):
+    (root / "images" / "c2.png").unlink()
+    os.mkfifo(root / "images" / "c2.png")
+
+
+def folder_named_png(root):
+    (root / "images" / "c9.png").mkdir()
+
+
+def hollow_png(root):
+    """A picture whose packed pixels go on for 20 MB behind its last row."""
+    path = root / "images" / "c2.png"
+    data = path.read_bytes()
+    rows = b"\0" * (24 * 97) + bytes(20_000_000)
+    parts = [(b"IHDR", data[16:29]), (b"IDAT", zlib.compress(rows, 9)), (b"IEND", b"")]
+    path.write_bytes(data[:8] + b"".join(map(png_part, parts)))
+
+
+def png_part(part):
+    kind, content = part
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def interlace(root):
+    """A picture in the seven passes of Adam7, plain first."""
+    path = root / "images" / "c2.png"
+    pixels = np.asarray(Image.open(path))
+    passes = ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1))
+    rows = [b"\0" + row.tobytes() for top, left, down, on in passes for row in pixels[top::down, left::on]]
+    parts = [
+        (b"IHDR", struct.pack(">IIBBBBB", pixels.shape[1], pixels.shape[0], 8, 2, 0, 0, 1)),
+        (b"IDAT", zlib.compress(b"".join(rows))),
+        (b"IEND", b""),
+    ]
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(map(png_part, parts)))
+
+
+def one_pixel(root):
+    for part in ("images", "masks"):
+        change(f"{part}/c2.png", lambda pixels: pixels[:1, :1])(root)
+
+
+def to_float(value):
+    """Save a picture as 32-bit float, with a value that is none."""
+
+    def spoil(root):
+        path = root / "images" / "s1.tif"
+        pages = tifffile.imread(path).astype(np.float32)
+        pages[0, 0, 0] = value
+        forms.save_tiff(path, pages, "ZYX")
+
+    return spoil
+
+
+def entities(root):
+    """A description in XML whose ten entities stand for a gigabyte."""
+    names = "abcdefghij"
+    lines = [f'<!ENTITY {name} "{f"&{before};" * 10}">' for before, name in pairwise(names)]
+    text = f'<?xml version="1.0"?><!DOCTYPE OME [<!ENTITY a "lol">{"".join(lines)}]><OME>&j;</OME>'
+    path = root / "images" / "s1.tif"
+    pages = tifffile.imread(path)
+    with tifffile.TiffWriter(path, ome=False) as file:
+        file.write(pages, photometric="minisblack", description=text, metadata=None)
+
+
+def circle_of_pages(root):
+    """Let the last page of a TIFF file name the first as the next."""
+    path = root / "images" / "s1.tif"
+    with tifffile.TiffFile(path) as file:
+        offsets = [page.offset for page in file.pages]
+        last = offsets[-1] + 2 + 12 * len(file.pages[-1].tags)
+    put_bytes("images/s1.tif", last, struct.pack("<I", offsets[0]))(root)
+
+
+def oblique(root):
+    """Image and mask turned by ten degrees about the third axis."""
+    cosine, sine = np.cos(np.radians(10)), np.sin(np.radians(10))
+    turn = np.array([[cosine, -sine, 0, 0], [sine, cosine, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+    for part in ("images", "masks"):
+        change_nifti(f"{part}/s1.nii.gz", lambda voxels, affine: nibabel.Nifti1Image(voxels, turn @ affine))(root)
+
+
+def with_infinity(voxels, affine):
+    voxels = voxels.astype(np.float32)
+    voxels[0, 0, 0] = np.inf
+    return nibabel.Nifti1Image(voxels, affine)
+
+
+def beyond_floats(voxels, affine):
+    return nibabel.Nifti1Image(np.where(voxels == voxels.max(), 1e300, voxels), affine)
+
+
+def fourth_axis(voxels, affine):
+    return nibabel.Nifti1Image(voxels[..., None], affine)
+
+
+def floats_in(ending, value):
+    """Save a volume of 32-bit floats in another format, with a value that is none."""
+
+    def spoil(root):
+        path = root / "images" / "s1.nii.gz"
+        voxels = np.asarray(nibabel.load(path).dataobj).astype(np.float32)
+        voxels[0, 0, 0] = value
+        path.unlink()
+        SimpleITK.WriteImage(SimpleITK.GetImageFromArray(voxels), path.with_name(f"s1{ending}"))
+
+    return spoil
+
+
+def unpacked(root):
+    path = root / "images" / "s1.nii.gz"
+    path.write_bytes(gzip.decompress(path.read_bytes()))
+
+
+def gzip_bomb(root):
+    """20 MB of zeros behind the last voxel, packed to 20 kB."""
+    path = root / "images" / "s1.nii.gz"
+    path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes()) + bytes(20_000_000)))
+
+
+def sub_text(file, old, new):
+    def spoil(root):
+        data = (root / file).read_bytes()
+        assert old in data
+        (root / file).write_bytes(data.replace(old, new, 1))
+
+    return spoil
+
+
+def set_element(keyword, value, number=2):
+    """Change an element of one slice."""
+
+    def spoil(root):
+        import pydicom
+
+        path = root / "images" / "s1" / f"{number}.dcm"
+        dataset = pydicom.dcmread(path)
+        setattr(dataset, keyword, value)
+        dataset.save_as(path)
+
+    return spoil
+
+
+def pack_slices(root):
+    import pydicom
+
+    for path in sorted((root / "images" / "s1").iterdir()):
+        dataset = pydicom.dcmread(path)
+        dataset.compress(pydicom.uid.RLELossless)
+        dataset.save_as(path)
+
+
+def smaller_slice(root):
+    case = forms.boxes(9)[7]
+    forms.save_dicom(root / "images" / "s1" / "2.dcm", case.grey[:20], place=2, series="s1")
+
+
 def not_utf8(root):
     (root / "images" / "c2.png").rename(Path(str(root / "images") + "/c\udce42.png"))
 
@@ -460,6 +696,23 @@ def deep(pixels):
     return pixels[..., 0].astype(np.uint16)
 
 
+def deep_png(root):
+    row = b"\0" + struct.pack(">H", 1000) * 32 * 3
+    parts = [
+        (b"IHDR", struct.pack(">IIBBBBB", 32, 24, 16, 2, 0, 0, 0)),
+        (b"IDAT", zlib.compress(row * 24)),
+        (b"IEND", b""),
+    ]
+    (root / "images" / "c2.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(map(png_part, parts)))
+
+
+def no_width(root):
+    path = root / "images" / "c2.png"
+    data = path.read_bytes()
+    header = (b"IHDR", struct.pack(">II", 0, 24) + data[24:29])
+    path.write_bytes(data[:8] + png_part(header) + data[33:])
+
+
 ROWS = {
     # pictures and masks
     "an empty folder": Row(nothing, lambda root: None),
@@ -482,6 +735,34 @@ ROWS = {
     "a name that is not UTF-8": Row(pictures, not_utf8),
     "a link in a circle": Row(pictures, loop),
     "a folder that may only be read": Row(pictures, forbid_writing),
+    # odd files and names
+    "a JPEG that is stored on its side": Row(pictures, turn),
+    "its mask on its side as well": Row(pictures, lie_down),
+    "a JPEG of four inks": Row(pictures, save_as("c2.jpg", "CMYK")),
+    "a progressive JPEG": Row(pictures, save_as("c2.jpg", progressive=True)),
+    "bytes behind the end of a JPEG": Row(pictures, both(save_as("c2.jpg"), append("images/c2.jpg", b"\n-- \n" * 99))),
+    "a truncated JPEG": Row(pictures, both(save_as("c2.jpg"), cut("images/c2.jpg"))),
+    "a JPEG named .png": Row(pictures, save_as("c2.png", format="JPEG")),
+    "a GIF named .png": Row(pictures, save_as("c2.png", format="GIF")),
+    "a truncated BMP": Row(pictures, both(save_as("c2.bmp"), cut("images/c2.bmp"))),
+    "an interlaced PNG": Row(pictures, interlace),
+    "an animated PNG": Row(pictures, animate),
+    "a palette with a transparent colour": Row(pictures, indexed),
+    "a PNG of 16 bits a colour": Row(pictures, deep_png),
+    "a wrong byte among the pixels of a PNG": Row(pictures, put_bytes("images/c2.png", 1000, b"\xaa")),
+    "a wrong checksum in a PNG": Row(pictures, put_bytes("images/c2.png", -16, b"\0\0\0\0")),
+    "a PNG of no width": Row(pictures, no_width),
+    "a PNG that unfolds to 20 MB behind its last row": Row(pictures, hollow_png),
+    "an image of one pixel": Row(pictures, one_pixel),
+    "a name with spaces, umlauts and brackets": Row(pictures, rename("c2", "Ärzte [2] (links)")),
+    "a name with a line end": Row(pictures, both(rename("c2", "c\n2"), cut("images/c\n2.png"))),
+    "a name of 250 characters": Row(pictures, rename("c2", "x" * 246)),
+    "names that differ by capitals": Row(pictures, rename("c2", "C1")),
+    "a folder named .png": Row(pictures, folder_named_png),
+    "a pipe named .png": Row(pictures, pipe),
+    "a link to a device": Row(pictures, link("/dev/zero")),
+    "a link to itself": Row(pictures, link("c2.png")),
+    "a link to nothing": Row(pictures, link("c99.png")),
     # volumes
     "a NIfTI file of two volumes": Row(
         volumes,
@@ -511,6 +792,48 @@ ROWS = {
     "a truncated .mha": Row(volumes, both(partial(to_itk, ending=".mha"), cut("images/s1.mha"))),
     "a truncated .nrrd": Row(volumes, both(partial(to_itk, ending=".nrrd"), cut("images/s1.nrrd"))),
     "an .mhd file without its data": Row(volumes, both(partial(to_itk, ending=".mhd"), remove("images/s1.raw"))),
+    "an .mhd file whose data lie elsewhere": Row(
+        volumes, both(partial(to_itk, ending=".mhd"), sub_text("images/s1.mhd", b"= s1.raw", b"= ../s1.raw"))
+    ),
+    "a voxel that is infinite": Row(volumes, change_nifti("images/s1.nii.gz", with_infinity)),
+    "a voxel of 1e300": Row(volumes, change_nifti("images/s1.nii.gz", beyond_floats)),
+    "a voxel that is nan in .mha": Row(volumes, floats_in(".mha", np.nan)),
+    "a voxel that is infinite in .nrrd": Row(volumes, floats_in(".nrrd", -np.inf)),
+    "a negative spacing": Row(
+        volumes,
+        both(write_header("images/s1.nii.gz", 80, "<f", -0.5), write_header("images/s1.nii.gz", 252, "<2h", 0, 0)),
+    ),
+    "a negative spacing in .mha": Row(
+        volumes,
+        both(partial(to_itk, ending=".mha"), sub_text("images/s1.mha", b"ElementSpacing = ", b"ElementSpacing = -")),
+    ),
+    "a spacing of 0 in .nrrd": Row(
+        volumes,
+        both(
+            partial(to_itk, ending=".nrrd"),
+            sub_text("images/s1.nrrd", b"space directions: (0.5,0,0)", b"space directions: (0,0,0)"),
+        ),
+    ),
+    "a size beyond all files in .mha": Row(
+        volumes,
+        both(
+            partial(to_itk, ending=".mha"),
+            sub_text("images/s1.mha", b"DimSize = 32 24 5", b"DimSize = 99999 99999 99999"),
+        ),
+    ),
+    "a size beyond all files in .nrrd": Row(
+        volumes,
+        both(
+            partial(to_itk, ending=".nrrd"), sub_text("images/s1.nrrd", b"sizes: 32 24 5", b"sizes: 99999 99999 99999")
+        ),
+    ),
+    "an oblique volume": Row(volumes, oblique),
+    "a NIfTI file of one volume along a fourth axis": Row(volumes, change_nifti("images/s1.nii.gz", fourth_axis)),
+    "a .nii.gz that is not packed": Row(volumes, unpacked),
+    "a .nii.gz that unfolds to 20 MB behind its last voxel": Row(volumes, gzip_bomb),
+    "a text file named .nii.gz": Row(volumes, text("images/s1.nii.gz", "hello")),
+    "a text file named .mha": Row(volumes, both(remove("images/s1.nii.gz"), text("images/s1.mha", "hello"))),
+    "a text file named .nrrd": Row(volumes, both(remove("images/s1.nii.gz"), text("images/s1.nrrd", "hello"))),
     # DICOM
     "a missing slice": Row(series, remove("images/s1/2.dcm")),
     "a slice twice": Row(series, lambda root: shutil.copy(root / "images/s1/2.dcm", root / "images/s1/copy.dcm")),
@@ -520,6 +843,14 @@ ROWS = {
     "a truncated slice": Row(series, cut("images/s1/2.dcm")),
     "a file among the slices that is no DICOM": Row(series, text("images/s1/notes.dcm", "hello")),
     "MONOCHROME1": Row(series, retag("images/s1", invert_greys)),
+    "packed slices": Row(series, pack_slices),
+    "bytes behind the end of a slice": Row(series, append("images/s1/2.dcm", b"\x28\0\x10\0OB\0\0\xf0\xff\xff\xff")),
+    "a slice of another size": Row(series, smaller_slice),
+    "a slice that promises 65535 x 65535 pixels": Row(
+        series, both(set_element("Rows", 65535), set_element("Columns", 65535))
+    ),
+    "a slice whose position is no number": Row(series, sub_text("images/s1/2.dcm", b"0.0\\0.0\\5.0", b"0.0\\nan\\5.0")),
+    "a slice without spacing": Row(series, set_element("PixelSpacing", [0, 0.5])),
     "a DICOM segmentation among the images": Row(series, lambda root: no_image(root / "images/s1/seg.dcm", "SEG")),
     # TIFF
     "several pages that do not say what they are": Row(pages, save_pages("s1.tif", 5, None)),
@@ -527,6 +858,10 @@ ROWS = {
     "pages of several times": Row(pages, lambda root: times(root / "images/s1.tif")),
     "a truncated TIFF": Row(pages, cut("images/s1.tif")),
     "CMYK": Row(pictures, cmyk),
+    "a pixel that is nan": Row(pages, to_float(np.nan)),
+    "a pixel that is infinite": Row(pages, to_float(np.inf)),
+    "pages in a circle": Row(pages, circle_of_pages),
+    "a description of a gigabyte in a few lines": Row(pages, entities),
     "a compression nobody knows": Row(pictures, unknown_compression),
     "colour with 16 bits a channel": Row(pictures, deep_colour),
     "a TIFF that promises 60000 x 60000 pixels": Row(pictures, large_tiff),
@@ -623,6 +958,12 @@ def pattern(message):
 
 def test_the_page_tells_of_every_row():
     assert [*told()] == [*ROWS]
+
+
+def test_more_than_sixty_rows_are_bad_or_odd_image_files():
+    files = [name for name, row in ROWS.items() if row.write in (pictures, volumes, series, pages)]
+
+    assert len(files) >= 60
 
 
 @pytest.mark.parametrize("name", ROWS)

@@ -1,9 +1,5 @@
-"""Short trainings that tests begin with: the settings of a fold, and the command as a process of its own."""
+"""Short trainings that tests begin with: the settings of a fold, and the command as a process."""
 
-import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -46,57 +42,12 @@ def setup(setup_in, tmp_path):
     return setup_in(tmp_path / "fold_0")
 
 
-class Command(subprocess.Popen):
-    """``iaunet_train toy 0`` in a session of its own."""
-
-    def __init__(self, workspace, options, environment):
-        super().__init__(
-            [sys.executable, "-m", "iaunet", "train", "toy", "0", "--workspace", str(workspace), *options],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            encoding="utf-8",
-            env={
-                **os.environ,
-                "OMP_NUM_THREADS": "1",
-                "PYTHONUTF8": "1",
-                "PYTHONPATH": str(Path(__file__).parent),
-                **environment,
-            },
-            start_new_session=True,
-        )
-
-    def processes(self):
-        """The processes of its session that still run."""
-        found = []
-        for folder in Path("/proc").glob("[0-9]*"):
-            try:
-                state, _, group = (folder / "stat").read_text().rpartition(")")[2].split()[:3]
-            except (FileNotFoundError, ProcessLookupError):
-                continue
-            if int(group) == self.pid and state != "Z":
-                found.append(int(folder.name))
-        return found
-
-    def read_until(self, beginning):
-        """Read what it prints up to a line that begins so."""
-        for line in self.stdout:
-            if line.startswith(beginning):
-                return
-        raise AssertionError(f"no line begins with {beginning!r}: {self.stderr.read()}")
-
-
 @pytest.fixture
-def start(workspace):
-    """Start a `Command` with options and variables; whatever is left of it is killed after the test."""
-    started = []
+def start(start_command, workspace):
+    """Start ``iaunet_train toy 0`` with options and variables as a process, see `start_command`."""
 
-    def start_command(*options, **environment):
-        started.append(Command(workspace, options, environment))
-        return started[-1]
+    def start(*options, **environment):
+        variables = {"PYTHONPATH": str(Path(__file__).parent), **environment}
+        return start_command("train", "toy", "0", "--workspace", workspace, *options, **variables)
 
-    yield start_command
-    for command in started:
-        for number in command.processes():
-            os.kill(number, signal.SIGKILL)
-        command.communicate()
+    return start

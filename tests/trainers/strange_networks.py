@@ -111,6 +111,16 @@ class Tied(Strange):
         return rows + 0.1 * self.two(torch.relu(self.one(rows)))
 
 
+class Hungry(Strange):
+    """Takes $ROW_MIB MiB of memory for each row besides, as long as a pass lasts."""
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        ballast = rows.new_empty(len(rows), int(os.environ.get("ROW_MIB", "0")) << 18)
+        logits = super().forward(rows)
+        del ballast
+        return logits
+
+
 class Slow(Strange):
     """Takes as many seconds a pass as $SLOW_SECONDS says."""
 

@@ -2,6 +2,7 @@ import dataclasses
 import os
 import pickle
 import random
+import zipfile
 
 import pytest
 import torch
@@ -117,3 +118,37 @@ def test_a_truncated_or_changed_checkpoint_is_refused_in_one_line(tmp_path, chec
             load_checkpoint(path)
         except TrainingError as fault:
             assert "\n" not in str(fault)
+
+
+def test_a_flipped_bit_anywhere_in_the_numbers_is_found(tmp_path, checkpoint):
+    path = tmp_path / "checkpoint.pt"
+    save_checkpoint(checkpoint, path)
+    data = bytearray(path.read_bytes())
+    weights = checkpoint.network["weight"].numpy().tobytes()
+    data[data.find(weights) + len(weights) // 2] ^= 1
+    path.write_bytes(data)
+
+    with pytest.raises(TrainingError, match="differs from its checksum"):
+        load_checkpoint(path)
+
+
+def test_a_compressed_checkpoint_is_refused_unread(tmp_path, checkpoint):
+    path = tmp_path / "checkpoint.pt"
+    save_checkpoint(checkpoint, path)
+    with zipfile.ZipFile(path) as archive:
+        files = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in files.items():
+            archive.writestr(name, data)
+
+    with pytest.raises(TrainingError, match="it was packed by another program"):
+        load_checkpoint(path)
+
+
+@pytest.mark.parametrize("value", ["3", 1.5, None, -1, True])
+def test_a_place_that_is_no_number_is_refused(tmp_path, checkpoint, value):
+    fields = {field.name: getattr(checkpoint, field.name) for field in dataclasses.fields(checkpoint)}
+    torch.save({**fields, "epoch": value}, tmp_path / "checkpoint.pt")
+
+    with pytest.raises(TrainingError, match=f"damaged \\(epoch is {value!r}\\)"):
+        load_checkpoint(tmp_path / "checkpoint.pt")

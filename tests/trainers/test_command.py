@@ -1,4 +1,4 @@
-"""The real command as a process of its own: stopped, killed, out of disk."""
+"""The real command as a process of its own: stopped, refused, out of disk."""
 
 import csv
 import os
@@ -11,20 +11,11 @@ from pathlib import Path
 import pytest
 
 from iaunet.inference.runs import Run
+from iaunet.storage import TEMPORARY_SUFFIX
 from iaunet.trainers.checkpoint import load_checkpoint
 from iaunet.trainers.command import main
 
 RUN = "unet-best-random"
-
-
-def wait_for_end(process):
-    """The exit code and what was said on stderr; no process of its session may be left soon after."""
-    out, err = process.communicate(timeout=120)
-    deadline = time.monotonic() + 30
-    while process.processes() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not process.processes()
-    return process.returncode, err, out
 
 
 def go_on(workspace, *options):
@@ -56,25 +47,17 @@ def same_as_undisturbed(workspace, trained_toy):
     return check
 
 
-@pytest.mark.parametrize(("number", "workers"), [(signal.SIGINT, "0"), (signal.SIGTERM, "1")])
-def test_a_signal_stops_after_the_step_and_the_same_command_goes_on_to_the_bit(
-    start, workspace, same_as_undisturbed, number, workers
-):
-    process = start("--workers", workers)
+def test_a_signal_stops_after_the_step_and_says_so(start, workspace):
+    process = start("--workers", "0")
     process.read_until("epoch 3/12")
-    os.killpg(process.pid, number)  # as a terminal or a batch system does: workers are signalled too
+    os.killpg(process.pid, signal.SIGINT)
 
-    code, err, out = wait_for_end(process)
+    code, err, out = process.end()
 
     assert code == 130
-    assert err.startswith("stopped: saved after epoch ")
-    assert err.endswith(": run the same command again to go on\n")
-    assert err.count("\n") == 1
-    assert "stopping after this step ..." in out
     kept = load_checkpoint(fold_of(workspace).checkpoint)
-    assert f"epoch {kept.epoch}" in err
-    go_on(workspace)
-    same_as_undisturbed()
+    assert err.startswith(f"stopped: saved after epoch {kept.epoch}")
+    assert "stopping after this step ..." in out
 
 
 def test_a_signal_while_the_loading_processes_start_stops_as_well(start, workspace):
@@ -83,7 +66,7 @@ def test_a_signal_while_the_loading_processes_start_stops_as_well(start, workspa
     time.sleep(0.7)
     os.killpg(process.pid, signal.SIGINT)
 
-    code, err, _ = wait_for_end(process)
+    code, err, _ = process.end()
 
     assert code == 130
     assert err.count("\n") == 1
@@ -91,48 +74,20 @@ def test_a_signal_while_the_loading_processes_start_stops_as_well(start, workspa
     assert not fold_of(workspace).weights.exists()
 
 
-@pytest.mark.parametrize("moment", ["run ", "epoch 1/12", "epoch 12/12"])
-def test_a_killed_training_goes_on_to_the_bit(start, workspace, same_as_undisturbed, moment):
-    process = start()
-    process.read_until(moment)
-    process.kill()
-    wait_for_end(process)
+def test_what_a_killed_process_left_of_the_files_of_a_run_is_removed(trained):
+    left = [fold_of(trained).root.parent / f".{name}{TEMPORARY_SUFFIX}" for name in ("run", "crossval")]
+    for path in left:
+        path.touch()
 
-    go_on(workspace)
+    go_on(trained)
 
-    same_as_undisturbed()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("milliseconds", range(0, 6000, 300))
-def test_a_training_killed_at_any_moment_goes_on_to_the_bit(start, workspace, same_as_undisturbed, milliseconds):
-    process = start()
-    process.read_until("workspace ")
-    time.sleep(milliseconds / 1000)
-    process.kill()
-    wait_for_end(process)
-
-    go_on(workspace)
-
-    same_as_undisturbed()
-
-
-@pytest.mark.slow
-def test_a_training_killed_with_its_loading_process_leaves_none_and_goes_on(start, workspace, same_as_undisturbed):
-    process = start("--workers", "1")
-    process.read_until("epoch 2/12")
-    process.kill()
-    wait_for_end(process)
-
-    go_on(workspace)
-
-    same_as_undisturbed()
+    assert not any(path.exists() for path in left)
 
 
 def test_a_fault_of_a_network_keeps_its_traceback_and_leaves_no_process(start):
     process = start("--network", "strange_networks:Failing", "--workers", "1")
 
-    code, err, _ = wait_for_end(process)
+    code, err, _ = process.end()
 
     assert code == 1
     assert err.endswith("ValueError: a fault of the network's own\n")
@@ -151,7 +106,7 @@ def test_a_second_process_on_the_same_fold_is_refused(start, workspace, monkeypa
     told = f"error: another process is training in {folder}: wait until it ends, or stop it first\n"
     assert capsys.readouterr().err == told
     process.terminate()
-    assert wait_for_end(process)[0] == 130
+    assert process.end()[0] == 130
 
 
 def test_a_full_disk_is_named_and_the_last_good_checkpoint_stays(start, workspace, same_as_undisturbed, capsys):
@@ -159,7 +114,7 @@ def test_a_full_disk_is_named_and_the_last_good_checkpoint_stays(start, workspac
     process = start()
     process.read_until("epoch 2/12")
     process.terminate()
-    wait_for_end(process)
+    process.end()
     fold = fold_of(workspace)
     before = fold.checkpoint.read_bytes()
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -20,6 +20,7 @@ from iaunet.trainers.loader import (
     Collator,
     DeviceCollator,
     RowDataset,
+    SharingCollator,
     collate_stored,
     ending_workers,
     make_loader,
@@ -242,6 +243,22 @@ def test_a_killed_worker_is_reported_with_a_mend(folder):
         list(start_batches(loader))
 
     assert not multiprocessing.active_children()
+
+
+def test_batches_of_workers_lie_in_shared_memory_before_they_are_handed_over(folder):
+    rows = loader_of(folder, 0).dataset
+    plan = load_plan(folder.plan_json)
+
+    batch = SharingCollator(Collator(plan.coding))([rows[Sample(row=row, seed=(0, 0, row))] for row in range(2)])
+
+    assert batch.images.is_shared()
+    assert batch.targets.is_shared()
+
+
+def test_a_full_shared_memory_is_told_with_what_helps(folder):
+    told = r"no space left for /dev/shm, .*docker run --shm-size 4g.*, or use fewer --workers, 0 needs none; then run"
+    with pytest.raises(TrainingError, match=told), ending_workers(loader_of(folder, 0)):
+        raise RuntimeError("Caught RuntimeError in a worker.\nunable to allocate shared memory(shm) for file </torch>")
 
 
 def test_workers_leave_stopping_to_their_parent_and_end_though_a_traceback_holds_the_loader(folder):

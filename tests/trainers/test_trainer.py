@@ -418,6 +418,16 @@ def test_a_gradient_that_is_no_number_stops_before_it_reaches_the_weights(setup)
     assert not setup.folder.checkpoint.exists()
 
 
+def test_a_checkpoint_that_does_not_fit_is_named(setup):
+    trainer = fit(dataclasses.replace(setup, epochs=1))
+    checkpoint = load_checkpoint(setup.folder.checkpoint)
+
+    for wrong in ({"network": {}}, {"optimiser": {}}, {"scaler": 3}, {"random_state": []}, {"losses": 3}):
+        told = r"checkpoint\.pt does not fit this training \(.*\): start the fold anew with --restart"
+        with pytest.raises(TrainingError, match=told):
+            trainer.load(dataclasses.replace(checkpoint, **wrong))
+
+
 def test_a_checkpoint_of_a_run_with_other_settings_is_refused(setup):
     fit(dataclasses.replace(setup, epochs=1))
 

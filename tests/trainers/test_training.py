@@ -20,7 +20,7 @@ from iaunet.planners.folds import load_splits
 from iaunet.planners.plan import NetworkPlan, load_plan
 from iaunet.planners.rules import choose_max_keys
 from iaunet.records import FieldError, to_json
-from iaunet.storage import file_digest
+from iaunet.storage import digest, file_digest
 from iaunet.trainers.checkpoint import load_checkpoint
 from iaunet.trainers.command import main
 from iaunet.trainers.training import TrainingOptions, differences, resolve_plan, train
@@ -478,7 +478,7 @@ def test_other_folds_of_a_run_need_its_settings_too(trained, capsys):
 
     assert main(["toy", "all", "--workspace", str(trained)]) == 2
 
-    assert "split_digest: " in capsys.readouterr().err
+    assert "the folds of the split random have changed since " in capsys.readouterr().err
 
 
 def test_another_name_is_another_run(trained):
@@ -540,17 +540,18 @@ def test_val_only_by_name_takes_the_settings_of_that_run_but_no_other_folds(trai
     run = Run(folder.runs / RUN)
     plan = dataclasses.replace(run.record.plan, recipe=dataclasses.replace(run.record.plan.recipe, lr=0.123))
     run.write_record(dataclasses.replace(run.record, plan=plan, seed=7))
-    before = (run.root / "fold_2" / "summary.json").read_bytes()
-    common = ["toy", "2", "--workspace", str(trained), "--val_only"]
+    summary = run.root / "fold_2" / "summary.json"
+    before = json.loads(summary.read_text())
+    common = ["toy", "cv", "--workspace", str(trained), "--val_only"]
 
     assert main(common) == 2
     assert "was begun with other settings (plan.recipe.lr: 0.123 ->" in capsys.readouterr().err
     assert main([*common, "--name", RUN]) == 0
-    assert (run.root / "fold_2" / "summary.json").read_bytes() == before
+    assert json.loads(summary.read_text()) == {**before, "settings_sha256": digest(run.record.settings)}
 
     run.write_record(dataclasses.replace(run.record, split_digest="other"))
     assert main([*common, "--name", RUN]) == 2
-    assert "split_digest: other ->" in capsys.readouterr().err
+    assert "the folds of the split random have changed since " in capsys.readouterr().err
 
 
 def test_val_only_of_a_fold_that_was_not_trained_is_refused(trained, capsys):

@@ -38,6 +38,13 @@ def test_a_fault_that_the_user_can_mend_is_the_outcome(jobs, task):
     assert str(fault) == "is damaged: copy it again"
 
 
+def test_want_of_memory_is_the_outcome_as_well(task):
+    fault = work(*pack(bytearray, task("large", 10**15), None))
+
+    assert isinstance(fault, EngineError)
+    assert str(fault).startswith("memory ran out, and what was written before is kept: close other programs")
+
+
 def test_a_call_that_was_stopped_says_so(jobs, task):
     fault = work(*pack(jobs.square, task("stopped", jobs.STOPPING), None))
 

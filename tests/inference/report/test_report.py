@@ -221,7 +221,7 @@ def test_a_choice_of_other_weights_is_not_reported_and_scores_of_other_weights_a
     assert facts.chosen is None
     assert facts.missing[0].why == f"the choice was of other weights of {GROUPED} than there are now"
     stale = {run.name: run.stale for run in facts.runs}
-    assert stale == {GROUPED: "the weights of fold 1 are not those that were scored", RANDOM: ""}
+    assert stale == {GROUPED: "the weights of fold 1 or their settings are not those that were scored", RANDOM: ""}
 
 
 def test_a_choice_whose_run_is_gone_is_not_reported(folder):
