@@ -57,7 +57,8 @@ class Candidate:
 class BestModel:
     """What was chosen of which candidates, best first, and why.
 
-    ``tuning_sha256`` is the digest of what was learnt of it; empty in files that were written before it was kept.
+    ``tuning_sha256`` is the digest of what was learnt of it, in the file alone; files that were written before it was
+    kept have none.
     """
 
     version: int = 1
@@ -164,7 +165,7 @@ class BestFolder:
         if model.tuning_sha256 not in ("", digest(to_json(tuning))):
             parts = ", ".join((POSTPROCESSING, CALIBRATION, EXPECTED_DICE))
             raise PredictionError(f"one of {parts} in {self.root} has changed since the choice was made: {AGAIN}")
-        return model, tuning
+        return replace(model, tuning_sha256=""), tuning
 
     def read_calibration(self) -> Calibration | None:
         """The calibration, None where a choice was made without."""

@@ -41,7 +41,7 @@ def in_lanes(
     """Apply a function of torch to batches in threads.
 
     Args:
-        function: Called in threads. Where it raises `NotEnoughMemory`, the batch is run once more with nothing beside it.
+        function: Called in threads. A batch for which it raises `NotEnoughMemory` is run once more, all others done.
         batches: Taken from as the work goes on.
         lanes: Threads; torch's own threads are shared out between them, with fewer batches between fewer.
 

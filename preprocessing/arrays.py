@@ -218,8 +218,9 @@ def open_arrays(folder: Path, made_from: str) -> Arrays:
     except (OSError, ValueError, EOFError) as fault:
         raise PreprocessingError(f"{folder} cannot be read ({fault}): {mend}") from fault
     shapes = index.image_shape, index.mask_shape, (len(index.rows),)
-    found = [(array.dtype, array.shape) for array in (images, masks, done)]
-    if found != [*zip((np.float16, np.uint8, np.uint8), shapes, strict=True)]:
+    types = np.dtype(np.float16), np.dtype(np.uint8), np.dtype(np.uint8)
+    arrays = images, masks, done
+    if [array.shape for array in arrays] != [*shapes] or [array.dtype for array in arrays] != [*types]:
         raise PreprocessingError(f"{folder} holds arrays of another shape or type than its index: {mend}")
     return Arrays(images, masks, done == WITH_FOREGROUND, index, folder)
 

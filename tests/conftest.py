@@ -118,7 +118,7 @@ class Command(subprocess.Popen[str]):
 def command_class() -> type[Command]:
     """`Command`, for fixtures that outlive a test."""
     if not Path("/proc/self/stat").exists():
-        pytest.skip("finds processes in /proc")
+        pytest.skip("needs /proc to find processes")
     return Command
 
 

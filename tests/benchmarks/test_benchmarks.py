@@ -107,3 +107,19 @@ def test_help_the_first_step_and_the_first_mask_are_timed(measure):
         "first mask of iaunet_predict",
     ]
     assert all(row["s"]["median"] > 0.1 for row in tables["first"])
+
+
+@pytest.mark.slow
+def test_many_images_are_predicted_killed_and_gone_on_with(tmp_path):
+    file = tmp_path / "load.json"
+
+    run("load.py", "--images", "400", "--network", "unet:1", "--kill_at", "0.3", "--json", file, "--work", tmp_path)
+
+    tables = json.loads(file.read_text())["tables"]
+    calls = {row["call"]: row for row in tables["load_calls"]}
+    assert 120 <= calls["the same again"]["kept"] < 400
+    assert calls["the same again"]["kept"] + calls["the same again"]["done"] == calls["once more"]["kept"] == 400
+    assert all(row["images/s"] > 0 for row in tables["load"])
+    *faults, made_again = tables["load_checks"]
+    assert [row["number"] for row in faults] == [0] * len(faults)
+    assert made_again["number"] <= 4  # masks whose threads had not written their line

@@ -41,6 +41,15 @@ def run(folder):
     return Run(folder.runs / RUN)
 
 
+def write_record(run, **changes):
+    """Change a run as if it had been trained so."""
+    run.write_record(dataclasses.replace(run.record, **changes))
+    for fold in run.finished_folds():
+        summary = json.loads(fold.summary_json.read_text(encoding="utf-8"))
+        summary["settings_sha256"] = digest(run.record.settings)
+        fold.summary_json.write_text(json.dumps(summary), encoding="utf-8")
+
+
 @pytest.fixture
 def copy(run):
     """Copy the run under another name, with another network and, if asked, changes of its plan or record."""
@@ -50,7 +59,7 @@ def copy(run):
         changed = dataclasses.replace(
             run.record.plan, network=dataclasses.replace(run.record.plan.network, name=network), **plan
         )
-        other.write_record(dataclasses.replace(run.record, plan=changed, **(record or {})))
+        write_record(other, plan=changed, **(record or {}))
         for fold in {0, 1, 2} - {*folds}:
             shutil.rmtree(other.fold(str(fold)).root)
         return other
@@ -213,7 +222,7 @@ def forge_labels(folder):
     coding = dataclasses.replace(plan.coding, kind="values", values=(1, 2), written=(1, 2))
     inference = dataclasses.replace(plan.inference, thresholds=(0.5, 0.5))
     plan = dataclasses.replace(plan, labels=("disc", "cup"), coding=coding, inference=inference)
-    run.write_record(dataclasses.replace(run.record, plan=plan))
+    write_record(run, plan=plan)
     for path in run.root.rglob("scores*.csv"):
         head, *rows = path.read_text(encoding="utf-8").splitlines()
         rows = [row.replace(",foreground,", f",{label},") for row in rows for label in plan.labels]

@@ -221,14 +221,20 @@ def require_at_most_one_epoch_is_done_again(told, said):
     assert first is None or first >= told
 
 
-ONCE_EACH = (KILL, TERMINATE, INTERRUPT)
-EVERY = ["preprocessing", "training", "prediction", "exporting"]
+REQUESTS = {"preprocessing": INTERRUPT, "training": TERMINATE, "prediction": INTERRUPT, "exporting": TERMINATE}
+"""The commands, and how the short form of the test asks each to stop after it has killed it."""
+
 STOPS = [
-    *(pytest.param(job, ONCE_EACH, id=f"{job}-once_each") for job in EVERY),
-    *(pytest.param(job, (KILL,) * 50, id=f"{job}-50_kills", marks=pytest.mark.slow) for job in EVERY),
-    *(pytest.param(job, ONCE_EACH[1:] * 5, id=f"{job}-10_requests", marks=pytest.mark.slow) for job in EVERY),
-    pytest.param("training_with_a_worker", ONCE_EACH * 4, marks=pytest.mark.slow),
-    pytest.param("exporting_onnx", ONCE_EACH * 4, marks=pytest.mark.slow),
+    *(pytest.param(job, (KILL, number), id=f"{job}-2_stops") for job, number in REQUESTS.items()),
+    *(pytest.param(job, (KILL,) * 50, id=f"{job}-50_kills", marks=pytest.mark.slow) for job in REQUESTS),
+    *(
+        pytest.param(job, (TERMINATE, INTERRUPT) * 5, id=f"{job}-10_requests", marks=pytest.mark.slow)
+        for job in REQUESTS
+    ),
+    *(
+        pytest.param(job, (KILL, TERMINATE, INTERRUPT) * 4, id=f"{job}-12_stops", marks=pytest.mark.slow)
+        for job in ("training_with_a_worker", "exporting_onnx")
+    ),
 ]
 
 

@@ -94,7 +94,7 @@ INSIDE: Mapping[str, Callable[[bytes, np.random.Generator, bytes], bytes]] = {
 """Formats of which half of the inputs are changed behind their checksums."""
 
 
-def read_as_image(path: Path, _: Stack) -> None:
+def read_as_image(path: Path, _: Stack | None) -> None:
     """Read an image and look whether it is one."""
     stack = read_stack([path], DEFAULT_SLICING)
     assert stack.pixels.ndim == 4 and stack.pixels.size > 0, stack.pixels.shape
@@ -103,10 +103,9 @@ def read_as_image(path: Path, _: Stack) -> None:
     check_place(stack.spacing_mm)
 
 
-def read_as_mask(path: Path, image: Stack) -> None:
-    """Read a mask and look whether it is one."""
-    is_segmentation = path.suffix == ".dcm"
-    mask = read_mask_stack(path, DEFAULT_SLICING, image if is_segmentation else None)
+def read_as_mask(path: Path, image: Stack | None) -> None:
+    """Read a mask, perhaps of an image, and look whether it is one."""
+    mask = read_mask_stack(path, DEFAULT_SLICING, image)
     assert mask.values.ndim == 3 and mask.values.size > 0, mask.values.shape
     assert mask.values.dtype.kind in "iu" and mask.values.dtype.isnative, mask.values.dtype
     assert int(mask.values.max()) >= int(mask.values.min())
@@ -119,7 +118,7 @@ def check_place(spacing_mm: Spacing | None) -> None:
         assert len(spacing_mm) == 3 and all(0 < side < math.inf for side in spacing_mm), spacing_mm
 
 
-def escape_of(read: Callable[[Path, Stack], None], path: Path, image: Stack) -> str | None:
+def escape_of(read: Callable[[Path, Stack | None], None], path: Path, image: Stack | None) -> str | None:
     """Why an input is an escape; None where it was read.
 
     Raises:
@@ -163,7 +162,7 @@ def run(mode: str, kind: str, folder: Path, numbers: range, image: Stack) -> Tal
         faulthandler.dump_traceback_later(SECONDS, exit=True)
         start = time.process_time()
         try:
-            escape = escape_of(read, folder / path, image)
+            escape = escape_of(read, folder / path, image if kind == "DICOM segmentation" else None)
             tally.accepted += escape is None
         except FileError:
             escape = None
@@ -188,10 +187,11 @@ def main(mode: str, folder: Path, numbers: range, kinds: list[str]) -> None:
     """Read the inputs of some formats."""
     faulthandler.enable()
     warnings.simplefilter("error")
-    inputs = folder / "input"
+    inputs, series = folder / "input", folder / "series"
     inputs.mkdir()
-    put(inputs, series_seeds()[0].files)
-    image = read_stack([inputs], DEFAULT_SLICING)  # imports what is needed: addresses are counted from here
+    series.mkdir()
+    put(series, series_seeds()[0].files)
+    image = read_stack([series], DEFAULT_SLICING)  # imports what is needed: addresses are counted from here
     pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
     resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + ADDRESSES,) * 2)
     every = IMAGES if mode == "image" else MASKS

@@ -75,7 +75,8 @@ def regroup(folder):
             scores.append(score_masks(name, labels, arrays.truth(name), run.record.plan.labels))
         write_scores(target.scores_csv, scores)
         summary = read_json(target.summary_json, PredictionError, "")
-        write_summary(target, {**summary, "split": "grouped", "inflated": ""})
+        settings = digest(other.record.settings)
+        write_summary(target, {**summary, "settings_sha256": settings, "split": "grouped", "inflated": ""})
 
 
 @pytest.fixture(scope="module")
