@@ -102,6 +102,8 @@ def run_command(body: Callable[[], int], joins_ranks: bool = False) -> int:
         0 all done, 1 some inputs failed, 2 the request cannot be done, 130 stopped.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # numpy multiplies little here; where memory is short, OpenBLAS waits for threads of its own for ever
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     tells = not (joins_ranks and is_rank(os.environ)) or os.environ["RANK"] == "0"
     with _logging_to_screen(sys.stdout, logging.INFO if tells else logging.ERROR), terminating_like_interrupt():
         try:

@@ -258,13 +258,14 @@ def test_a_thread_that_may_set_no_handlers_goes_on_without():
     assert reached == [True]
 
 
-def test_openmp_threads_wait_passively_unless_the_user_says_otherwise():
-    program = (
-        "import os; from iaunet.console import run_command; run_command(lambda: print(os.environ['OMP_WAIT_POLICY']))"
-    )
+@pytest.mark.parametrize(
+    ("variable", "ours", "other"), [("OMP_WAIT_POLICY", "PASSIVE", "ACTIVE"), ("OPENBLAS_NUM_THREADS", "1", "2")]
+)
+def test_threads_of_libraries_wait_passively_and_are_few_unless_the_user_says_otherwise(variable, ours, other):
+    program = f"import os; from iaunet.console import run_command; run_command(lambda: print(os.environ[{variable!r}]))"
 
-    for given, expected in ((None, "PASSIVE"), ("ACTIVE", "ACTIVE")):
-        environment = {name: os.environ[name] for name in os.environ if name != "OMP_WAIT_POLICY"}
-        environment |= {"OMP_WAIT_POLICY": given} if given else {}
+    for given, expected in ((None, ours), (other, other)):
+        environment = {name: os.environ[name] for name in os.environ if name != variable}
+        environment |= {variable: given} if given else {}
         done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, check=True)
         assert done.stdout.decode().strip() == expected
