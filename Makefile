@@ -12,8 +12,11 @@ export OMP_WAIT_POLICY = PASSIVE
 demo: $(VENV)/installed
 	$(BIN)/iaunet_demo
 
+# tests in as many processes as there are cores, four at most: each takes up to a GB
+SIDE_BY_SIDE = -n $(shell $(PYTHON) -c "import os; print(min(4, os.cpu_count() or 1))") --dist worksteal
+
 test: lint types
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest -m "not slow" $(SIDE_BY_SIDE)
 	$(MAKE) wheel-test
 
 test-all: lint types

@@ -29,7 +29,6 @@ from iaunet.errors import IaunetError, PredictionError, WorkspaceError
 from iaunet.inference.published import TITLES
 from iaunet.inference.runs import FoldFolder, Run
 from iaunet.storage import TEMPORARY_SUFFIX, make_folder, read_json, write_json
-from iaunet.trainers.training import settings
 from iaunet.workspace import DatasetFolder, is_path, open_workspace
 
 VARIANTS = {
@@ -241,7 +240,7 @@ def keep(run: Run, unit: Unit, dataset: str, arguments: argparse.Namespace) -> N
         PredictionError: They hold folds of this run of another plan or split.
     """
     kept = Run(arguments.results / run.name)
-    if kept.run_json.exists() and settings(kept.record) != settings(run.record):
+    if kept.run_json.exists() and kept.record.settings != run.record.settings:
         raise PredictionError(f"{kept.root} holds results of another plan or split: give another folder for --results")
     record, fold = run.record, run.fold(str(unit.fold))
     facts = {

@@ -40,7 +40,7 @@ from iaunet.trainers.loader import (
     prepared_ahead,
     start_batches,
 )
-from iaunet.trainers.memory import micro_batches, remember_state, step_fits
+from iaunet.trainers.memory import leave_as_it_is, micro_batches, remember_state, step_fits
 from iaunet.trainers.metrics_log import MetricsLog, closing_logs, find_log
 from iaunet.trainers.prior import output_shares, start_at_prior
 from iaunet.trainers.progress import Estimate, Metrics, Picture
@@ -404,8 +404,9 @@ class Trainer:
     def _make_gradients(self, batch: Batch) -> dict[str, float]:
         """The losses of a batch, whose gradients are left; in smaller parts where memory does not suffice."""
         while True:
-            restore = remember_state(self.network, self.device)
+            restore = leave_as_it_is
             try:
+                restore = remember_state(self.network, self.device)
                 return self.accumulate_gradients(batch)
             except MEMORY_FAULTS as fault:
                 if not is_out_of_memory(fault):

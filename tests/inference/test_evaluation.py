@@ -15,6 +15,7 @@ from iaunet.files import write_png
 from iaunet.inference.evaluate_command import main
 from iaunet.inference.evaluation import evaluate_folders, judge_folders, pair_masks, save_evaluation
 from iaunet.inference.scores import read_scores
+from iaunet.workspace import LOCK
 
 
 def disc(radius, size=(48, 64), centre=(24, 30)):
@@ -402,7 +403,7 @@ def test_the_command_writes_where_asked(folders, tmp_path, capsys):
 
     assert evaluate(folders, "--output", str(tmp_path / "out")) == 0
 
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["scores.csv", "summary.json"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [LOCK, "scores.csv", "summary.json"]
     assert f"written    {tmp_path / 'out'}" in capsys.readouterr().out
 
 

@@ -25,6 +25,7 @@ from iaunet.inference.set_comparison import (
 )
 from iaunet.inference.set_tables import CSV_COLUMNS, describe_comparison, format_comparison, format_figures
 from iaunet.metrics import METRICS, Counts
+from iaunet.workspace import LOCK
 
 GROUPS = r"(\d+)_"
 
@@ -305,6 +306,7 @@ def test_the_command_compares_several_sets_and_writes_all_of_it(models, truth, t
 
     out = tmp_path / "out"
     assert sorted(path.relative_to(out).as_posix() for path in out.rglob("*.*")) == [
+        LOCK,
         "comparison.csv",
         "comparison.md",
         "scores/fair.csv",

@@ -29,7 +29,7 @@ from iaunet.preprocessing.command import main as prepare
 from iaunet.records import load_record, to_json
 from iaunet.storage import digest, read_json, write_json
 from iaunet.trainers.command import main as train
-from iaunet.workspace import DatasetFolder
+from iaunet.workspace import LOCK, DatasetFolder
 
 RANDOM, GROUPED = "unet-best-random", "unet-best-grouped"
 GROUPS = {f"case_{number:02d}": f"patient {'ABCDEF'[number // 3]}" for number in range(18)}
@@ -102,7 +102,9 @@ def folder(finished, tmp_path):
 
 def texts(folder):
     """Every written file as text, whatever bytes it has."""
-    return {path: path.read_bytes().decode("latin-1") for path in folder.rglob("*") if path.is_file()}
+    return {
+        path: path.read_bytes().decode("latin-1") for path in folder.rglob("*") if path.is_file() and path.name != LOCK
+    }
 
 
 # Facts --------------------------------------------------------------------------------------------------------------
@@ -535,7 +537,9 @@ def test_the_page_and_the_words_tables_and_figures_beside_it_are_written(report)
     folder = report.page.parent
 
     assert report.page == folder / "report.html"
-    written = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    written = {
+        path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file() and path.name != LOCK
+    }
     assert written == {path.relative_to(folder).as_posix() for path in report.files}
     assert {"report.html", "methods.md", "tables/cases.csv", "tables/cases.tex"} <= written
     assert any(name.startswith("figures/") for name in written)
