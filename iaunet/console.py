@@ -150,9 +150,18 @@ class _Screen(logging.StreamHandler[IO[str]]):
                 print(f"warning: lines are left out that cannot be written ({fault.strerror})", file=sys.stderr)
             self._is_complete = False
             return None
+        return self._let_go()
+
+    def finish(self) -> None:
+        """Leave out what a full disk still does not take, or Python's own last try would change the exit code."""
+        try:
+            self.stream.flush()
+        except OSError:
+            self._let_go()
+
+    def _let_go(self) -> None:
         with open(os.devnull, "w", encoding="utf-8") as nothing:  # noqa: PTH123
             os.dup2(nothing.fileno(), self.stream.fileno())
-        return None
 
 
 class _Lines(logging.Formatter):
@@ -175,6 +184,7 @@ def _logging_to_screen(stream: IO[str], least: int) -> Iterator[None]:
     try:
         yield
     finally:
+        handler.finish()
         logger.removeHandler(handler)
         logger.setLevel(level)
 

@@ -198,7 +198,8 @@ def test_what_the_user_may_not_open_is_named_and_a_refusal_without_a_name_keeps_
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a full disk: /dev/full")  # noqa: PTH110
-def test_a_command_whose_log_fills_the_disk_works_on_and_says_so_once():
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_command_whose_log_fills_the_disk_works_on_and_says_so_once(unbuffered):
     program = (
         "import logging, sys\n"
         "from iaunet.console import run_command\n"
@@ -209,8 +210,14 @@ def test_a_command_whose_log_fills_the_disk_works_on_and_says_so_once():
     )
 
     with open("/dev/full", "w") as full:  # noqa: PTH123
+        environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
         done = subprocess.run(
-            [sys.executable, "-c", program], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+            [sys.executable, "-c", program],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+            env=environment,
         )
 
     left_out = "warning: lines are left out that cannot be written (No space left on device)\n"
