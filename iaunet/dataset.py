@@ -36,14 +36,19 @@ class Case:
         require_case_name(self.name)
 
 
+LONGEST_NAME = 255
+"""Bytes of a file's name."""
+
+
 def require_case_name(name: str) -> None:
-    """Refuse the name of a case whose files would lie outside of the folders that hold a file for each case.
+    """Refuse the name of a case, or of a run, whose files would lie outside of the folders that hold them, or nowhere.
 
     Raises:
-        FieldError: It is empty, or a path that does not lead down.
+        FieldError: It is empty, a path that does not lead down, or longer than a file's name can be.
     """
     path = Path(name)
     fits = bool(path.parts) and not path.anchor and ".." not in path.parts and "\0" not in name
+    fits = fits and all(len(part.encode(errors="replace")) <= LONGEST_NAME for part in path.parts)
     require(fits, "name", name, "a path below a folder")
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
+from iaunet.dataset import require_case_name
 from iaunet.errors import PredictionError
 from iaunet.inference.calibration import Calibration
 from iaunet.inference.expected_dice import ExpectedDice
@@ -32,6 +33,9 @@ class Member:
 
     run: str
     weights_sha256: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        require_case_name(self.run)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from iaunet.dataset import IGNORED, Case, Dataset, MaskCoding, Problem, Slicing, Source
+from iaunet.dataset import IGNORED, Case, Dataset, MaskCoding, Problem, Slicing, Source, require_case_name
 from iaunet.decision import decide_regions
 from iaunet.errors import FileError
 from iaunet.records import FieldError, from_json, to_json
@@ -178,3 +178,13 @@ def test_the_fault_of_a_file_tells_what_and_what_to_do():
     problem = Problem.of("a.png", FileError("is empty", "remove it"))
 
     assert problem == Problem(level="fault", file="a.png", what="is empty", mend="remove it")
+
+
+@pytest.mark.parametrize("name", ["x" * 256, "folder/" + "ü" * 128, "../outside", "/anywhere", "", "a\0b"])
+def test_a_name_that_leads_outside_or_cannot_be_a_file_s_is_refused(name):
+    with pytest.raises(FieldError, match="a path below a folder"):
+        require_case_name(name)
+
+
+def test_a_long_name_that_can_be_a_file_s_is_taken():
+    require_case_name("folder/" + "ü" * 127)
