@@ -11,6 +11,7 @@ import torch
 
 from iaunet.errors import TrainingError
 from iaunet.exhaustion import is_out_of_memory
+from iaunet.silence import ignoring_warnings
 from iaunet.storage import replacing
 
 _FAULTS = (
@@ -90,7 +91,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
     """
     try:
         _require_whole(path)
-        return Checkpoint(**torch.load(path, map_location="cpu", weights_only=True))
+        with ignoring_warnings():  # of odd pickles, which are refused or read all the same
+            return Checkpoint(**torch.load(path, map_location="cpu", weights_only=True))
     except _FAULTS as fault:
         reason = str(fault).split("\n")[0]
         if is_out_of_memory(fault):

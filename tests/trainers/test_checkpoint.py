@@ -152,3 +152,11 @@ def test_a_place_that_is_no_number_is_refused(tmp_path, checkpoint, value):
 
     with pytest.raises(TrainingError, match=f"damaged \\(epoch is {value!r}\\)"):
         load_checkpoint(tmp_path / "checkpoint.pt")
+
+
+def test_a_pickle_of_another_protocol_is_read_without_a_remark(tmp_path, checkpoint):
+    save_checkpoint(checkpoint, tmp_path / "checkpoint.pt")
+    path = tmp_path / "other.pt"
+    torch.save(torch.load(tmp_path / "checkpoint.pt", weights_only=True), path, pickle_protocol=3)
+
+    assert load_checkpoint(path).run == checkpoint.run
