@@ -40,8 +40,12 @@ LONGEST_NAME = 255
 """Bytes of a file's name."""
 
 
-def require_case_name(name: str) -> None:
+def require_case_name(name: str, field: str = "name") -> None:
     """Refuse the name of a case, or of a run, whose files would lie outside of the folders that hold them, or nowhere.
+
+    Args:
+        name: What is to be a path below a folder.
+        field: What holds it, for the message.
 
     Raises:
         FieldError: It is empty, a path that does not lead down, or longer than a file's name can be.
@@ -49,7 +53,7 @@ def require_case_name(name: str) -> None:
     path = Path(name)
     fits = bool(path.parts) and not path.anchor and ".." not in path.parts and "\0" not in name
     fits = fits and all(len(part.encode(errors="replace")) <= LONGEST_NAME for part in path.parts)
-    require(fits, "name", name, "a path below a folder")
+    require(fits, field, name, "a path below a folder")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,7 +35,7 @@ class Member:
     weights_sha256: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        require_case_name(self.run)
+        require_case_name(self.run, "run")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -739,13 +739,20 @@ def test_a_choice_of_other_runs_is_refused(folder, choose, tmp_path, refused):
     export_model(folder, tmp_path / "m.zip")
     files = files_of(tmp_path / "m.zip")
 
+    def another(manifest):
+        manifest["model"]["chosen"]["members"][0]["run"] = "another"
+
     def elsewhere(manifest):
         manifest["model"]["chosen"]["members"][0]["run"] = "../../secret"
 
     def for_two_labels(manifest):
         manifest["model"]["postprocessing"]["thresholds"] = [0.5, 0.5]
 
-    refused(pack(tmp_path / "m.zip", edited(files, "model.json", elsewhere)), "give the model's runs and weights")
+    refused(pack(tmp_path / "m.zip", edited(files, "model.json", another)), "give the model's runs and weights")
+    refused(
+        pack(tmp_path / "m.zip", edited(files, "model.json", elsewhere)),
+        r"members\[0\].run is '../../secret': give a path below a folder",
+    )
     refused(
         pack(tmp_path / "m.zip", edited(files, "model.json", for_two_labels)),
         "postprocessing is for other labels than the plan's",
