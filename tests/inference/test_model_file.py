@@ -1,5 +1,4 @@
 import dataclasses
-import hashlib
 import json
 import os
 import shutil
@@ -37,6 +36,7 @@ from iaunet.records import to_json
 from iaunet.storage import write_json
 from iaunet.weights import save_weights
 from iaunet.workspace import DatasetFolder, Workspace, locked
+from model_zips import files_of, pack, seal
 
 RUN = "unet-best-random"
 PLAN = f"plan_{RUN}.json"
@@ -151,31 +151,6 @@ def assert_same_probabilities(one, other):
     plan = one.plan
     inputs = np.random.default_rng(0).normal(0, 1, (3, plan.channels, *plan.input_size)).astype(np.float32)
     np.testing.assert_array_equal(one.predict_inputs(inputs), other.predict_inputs(inputs))
-
-
-def files_of(path):
-    with zipfile.ZipFile(path) as archive:
-        return {name: archive.read(name) for name in archive.namelist()}
-
-
-def pack(path, files):
-    """Write a zip of files {name, or ZipInfo: bytes} as they are."""
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, data in files.items():
-            archive.writestr(name, data)
-    return path
-
-
-def seal(files):
-    """The files with a manifest that has their sizes and hashes, as somebody would forge it."""
-    manifest = json.loads(files["model.json"])
-    for name, data in files.items():
-        if name != "model.json":
-            manifest["files"][name] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    for run in manifest["model"]["runs"]:
-        for fold in run["folds"]:
-            run["folds"][fold] = manifest["files"][f"{run['name']}/fold_{fold}.safetensors"]["sha256"]
-    return files | {"model.json": json.dumps(manifest).encode()}
 
 
 @pytest.fixture

@@ -194,6 +194,8 @@ def then_plan(change: Callable[[Scene], object]) -> Callable[[Scene], None]:
     def changed_and_planned(scene: Scene) -> None:
         change(scene)
         assert plan(scene, "--replan") == 0
+        edit_json(scene.folder.plan_json, shrink)
+        assert plan(scene) == 0
 
     return changed_and_planned
 
@@ -218,7 +220,8 @@ CHANGES: dict[str, Callable[[Scene], object]] = {
     "plan.json: input": lambda scene: edit_json(scene.folder.plan_json, lambda p: p.update(input_size=[48, 48])),
     "splits.json": lambda scene: edit_json(scene.folder.splits_json, swap_folds),
     "arrays of another planning": lambda scene: edit_json(
-        scene.folder.preprocessed / "index.json", lambda index: index.update(made_from=digest("another"))
+        scene.folder.preprocessed / "index.json",
+        lambda index: index.update(made_from=digest("another"), prepared=digest("another")),
     ),
     "arrays cut short": lambda scene: os.truncate(scene.folder.preprocessed / "images.npy", 5000),
     "fingerprint.json": lambda scene: edit_json(

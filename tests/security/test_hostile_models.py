@@ -14,7 +14,7 @@ import stat
 import struct
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,7 @@ from iaunet.trainers.checkpoint import load_checkpoint
 from iaunet.volumes import read_volume
 from iaunet.weights import load_weights, save_weights
 from iaunet.workspace import DatasetFolder, Workspace
+from model_zips import pack, packed, seal
 
 ROOT = Path(__file__).parents[2]
 COMPONENTS = ("iaunet", "planners", "preprocessing", "inference", "trainers")
@@ -104,25 +105,6 @@ def victim(toy_workspace: Path, tmp_path: Path) -> Victim:
     return Victim(
         tmp_path / "here", dataset, tmp_path / "here" / "m.zip", Workspace(tmp_path / "elsewhere"), tmp_path / "marker"
     )
-
-
-def seal(files: Mapping[str, bytes]) -> dict[str, bytes]:
-    """The files of a model with a manifest that has their sizes and hashes, as somebody would forge it."""
-    manifest = json.loads(files["model.json"])
-    for name, data in files.items():
-        if name != "model.json":
-            manifest["files"][name] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    for run in manifest["model"]["runs"]:
-        for fold in run["folds"]:
-            run["folds"][fold] = manifest["files"][f"{run['name']}/fold_{fold}.safetensors"]["sha256"]
-    return {**files, "model.json": json.dumps(manifest).encode()}
-
-
-def pack(path: Path, files: Mapping[Any, bytes]) -> None:
-    """A zip of files {name, or ZipInfo: bytes} as they are."""
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, data in files.items():
-            archive.writestr(name, data)
 
 
 def assert_refused(victim: Victim, read: Callable[[], object], match: str = ".") -> None:
@@ -256,7 +238,7 @@ def entry(name: str, **fields: Any) -> zipfile.ZipInfo:
 
 def overlapping(files: dict[str, bytes]) -> bytes:
     """A zip whose entries share their data, so that it holds more than its size."""
-    data = bytearray(_packed(files))
+    data = bytearray(packed(files))
     with zipfile.ZipFile(io.BytesIO(bytes(data))) as archive:
         first = archive.getinfo(WEIGHTS)
         start = archive.start_dir
@@ -270,17 +252,9 @@ def overlapping(files: dict[str, bytes]) -> bytes:
     return bytes(data[:start]) + directory + end
 
 
-def _packed(files: Mapping[Any, bytes]) -> bytes:
-    file = io.BytesIO()
-    with zipfile.ZipFile(file, "w") as archive:
-        for name, data in files.items():
-            archive.writestr(name, data)
-    return file.getvalue()
-
-
 def renamed_inside(files: dict[str, bytes]) -> bytes:
     """A zip whose local headers name other files than its list."""
-    return _packed(files).replace(b"README.md", b"../../x.y", 1)
+    return packed(files).replace(b"README.md", b"../../x.y", 1)
 
 
 def nested(files: dict[str, bytes]) -> bytes:
@@ -288,32 +262,32 @@ def nested(files: dict[str, bytes]) -> bytes:
     inner = io.BytesIO()
     with zipfile.ZipFile(inner, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("zeros", bytes(1 << 24))
-    return _packed(seal(files | {"README.md": inner.getvalue()} | {"more.zip": inner.getvalue()}))
+    return packed(seal(files | {"README.md": inner.getvalue()} | {"more.zip": inner.getvalue()}))
 
 
 HOSTILE_ZIPS: dict[str, tuple[Callable[[dict[str, bytes]], bytes], str]] = {
-    "a path upwards": (lambda files: _packed(files | {entry("../escaped"): b""}), "outside of a folder"),
-    "an absolute path": (lambda files: _packed(files | {entry("/tmp/escaped"): b""}), "outside of a folder"),
-    "a drive": (lambda files: _packed(files | {entry("C:escaped"): b""}), "outside of a folder"),
-    "a share": (lambda files: _packed(files | {entry("\\\\host\\share"): b""}), "outside of a folder"),
+    "a path upwards": (lambda files: packed(files | {entry("../escaped"): b""}), "outside of a folder"),
+    "an absolute path": (lambda files: packed(files | {entry("/tmp/escaped"): b""}), "outside of a folder"),
+    "a drive": (lambda files: packed(files | {entry("C:escaped"): b""}), "outside of a folder"),
+    "a share": (lambda files: packed(files | {entry("\\\\host\\share"): b""}), "outside of a folder"),
     "a link": (
-        lambda files: _packed(files | {entry("link", external_attr=(stat.S_IFLNK | 0o777) << 16): b"/etc"}),
+        lambda files: packed(files | {entry("link", external_attr=(stat.S_IFLNK | 0o777) << 16): b"/etc"}),
         "has a link or folder",
     ),
     "a device": (
-        lambda files: _packed(files | {entry("device", external_attr=(stat.S_IFCHR | 0o777) << 16): b""}),
+        lambda files: packed(files | {entry("device", external_attr=(stat.S_IFCHR | 0o777) << 16): b""}),
         "has a link or folder",
     ),
-    "names that differ in case": (lambda files: _packed(files | {entry("README.MD"): b""}), "two files of one name"),
+    "names that differ in case": (lambda files: packed(files | {entry("README.MD"): b""}), "two files of one name"),
     "names that differ in composition": (
-        lambda files: _packed(files | {entry("\u00e4"): b"", entry("a\u0308"): b""}),
+        lambda files: packed(files | {entry("\u00e4"): b"", entry("a\u0308"): b""}),
         "two files of one name",
     ),
     "shared data": (overlapping, r"says that it holds \d+ bytes, more than there are"),
     "names that disagree": (renamed_inside, "is no model's file or damaged"),
     "zips in zips": (nested, "more.zip"),
     "compressed zeros": (
-        lambda files: _packed(
+        lambda files: packed(
             {name: data for name, data in files.items() if name != "README.md"}
             | {entry("README.md", compress_type=zipfile.ZIP_DEFLATED): bytes(1 << 24)}
         ),

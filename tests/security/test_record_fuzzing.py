@@ -3,7 +3,6 @@
 import contextlib
 import copy
 import dataclasses
-import hashlib
 import io
 import itertools
 import json
@@ -13,7 +12,6 @@ import shutil
 import signal
 import struct
 import traceback
-import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -66,6 +64,7 @@ from iaunet.trainers.trainer import Trainer
 from iaunet.trainers.training import TrainingOptions, resolve_plan
 from iaunet.weights import load_weights, save_weights
 from iaunet.workspace import DatasetFolder, Workspace
+from model_zips import files_of, packed, seal
 
 SHORT, LONG, LONG_MODEL = 60, 10_000, 100_000
 LEAST_ACCEPTED = 0.01
@@ -239,33 +238,6 @@ def spoil_tensors(data: bytes, rng: np.random.Generator) -> bytes:
     return struct.pack("<Q", told) + header + data[8 + length :]
 
 
-def files_of(data: bytes) -> dict[str, bytes]:
-    """The files in a zip."""
-    with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        return {name: archive.read(name) for name in archive.namelist()}
-
-
-def pack(files: Mapping[str, bytes]) -> bytes:
-    """A zip of files, not compressed."""
-    packed = io.BytesIO()
-    with zipfile.ZipFile(packed, "w") as archive:
-        for name, content in files.items():
-            archive.writestr(zipfile.ZipInfo(name), content)
-    return packed.getvalue()
-
-
-def seal(files: Mapping[str, bytes]) -> dict[str, bytes]:
-    """The files of a model with a manifest that has their sizes and hashes, as somebody would forge it."""
-    manifest = json.loads(files["model.json"])
-    for name, content in files.items():
-        if name != "model.json":
-            manifest["files"][name] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    for run in manifest["model"]["runs"]:
-        for fold in run["folds"]:
-            run["folds"][fold] = manifest["files"][f"{run['name']}/fold_{fold}.safetensors"]["sha256"]
-    return {**files, "model.json": json.dumps(manifest).encode()}
-
-
 @pytest.fixture(scope="module")
 def spoils(mutate: Callable[..., bytes]) -> dict[str, Spoil]:
     """Ways to spoil a file by its kind: half of all changes are of bytes."""
@@ -281,17 +253,17 @@ def spoils(mutate: Callable[..., bytes]) -> dict[str, Spoil]:
         """Its bytes, or one of its files with all hashes made right again."""
         if rng.integers(4) == 0:
             return mutate(data, rng)
-        files = files_of(data)
+        files = files_of(io.BytesIO(data))
         name = _pick(rng, [*files, "model.json", "model.json"])
         spoilt = files | {name: member(name, files[name], rng)}
-        return pack(spoilt if name == "model.json" else seal(spoilt))
+        return packed(spoilt if name == "model.json" else seal(spoilt))
 
     def checkpoint(data: bytes, rng: np.random.Generator) -> bytes:
         if rng.integers(2):
             return mutate(data, rng)
-        files = files_of(data)
+        files = files_of(io.BytesIO(data))
         name = _pick(rng, [*files, *[name for name in files if name.endswith(".pkl")] * len(files)])
-        return pack(files | {name: mutate(files[name], rng)})
+        return packed(files | {name: mutate(files[name], rng)})
 
     kinds = {"json": mixed(spoil_json), "lines": mixed(spoil_lines), "tensors": mixed(spoil_tensors)}
     return kinds | {"model": model, "checkpoint": checkpoint}
