@@ -41,6 +41,7 @@ MADE_FROM = "iaunet:made-from"
 TEMPORARY = ".iaunet-tmp"
 BATCH = 4
 MAX_PIXELS, MAX_PNG_PIXELS = 178_956_970, 2**29
+MOST_DENSE_JPEG, MOST_DENSE_PNG = 1024, 1032
 PIXELS_AT_ONCE = 1 << 20
 MOST_MEASURED = 2**24
 LARGEST_INTENSITY, SD_FLOOR = 64.0, 1e-6
@@ -186,6 +187,12 @@ def read_image(path: Path) -> NDArray[np.generic]:
 def _decode(data: bytes) -> NDArray[np.generic]:
     image = _open(data)
     dtype = _tiff_dtype(image, len(data)) if image.format == "TIFF" else None
+    if image.format == "PNG":
+        _require_whole_png(data)
+    elif image.format in ("JPEG", "MPO") and image.width * image.height > len(data) * MOST_DENSE_JPEG:
+        raise ImageFault(
+            f"is damaged ({len(data):,} bytes are no {image.height} x {image.width} pixels): copy it again"
+        )
     image.load()
     shown = ImageOps.exif_transpose(image)
     if shown.mode == "La":  # converts to nothing else
@@ -223,6 +230,29 @@ def _open(data: bytes) -> Image.Image:
     if image.mode not in GREY_MODES and any(str(layout).endswith(DEEP_LAYOUTS) for layout in layouts):
         raise ImageFault("holds colour with 16 bits a channel, which Pillow cuts to 8: use iaunet_predict")
     return image
+
+
+def _require_whole_png(data: bytes) -> None:
+    """Refuse a PNG file some of whose rows are missing or changed: Pillow leaves them black, or takes them."""
+    width, height, bits, colour, _, _, interlaced = struct.unpack_from(">IIBBBBB", data, 16)
+    passes = ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1))
+    sizes = [(-(-(height - y) // dy), -(-(width - x) // dx)) for y, x, dy, dx in passes] if interlaced else []
+    pixel = bits * {2: 3, 4: 2, 6: 4}.get(colour, 1)
+    promised = sum(h * (1 + -(-w * pixel // 8)) for h, w in sizes or [(height, width)] if h > 0 and w > 0)
+    unpacker, held, place = zlib.decompressobj(), 0, 8
+    while place + 8 <= len(data) and promised <= len(data) * MOST_DENSE_PNG:
+        length, kind = struct.unpack_from(">I4s", data, place)
+        end = place + 8 + length
+        if kind == b"IDAT":
+            if zlib.crc32(data[place + 4 : end]).to_bytes(4, "big") != data[end : end + 4]:
+                raise ImageFault("is damaged (a checksum of its pixels does not fit): copy it again")
+            packed = data[place + 8 : end]
+            while packed and held < promised:
+                held += len(unpacker.decompress(packed, 1 << 20))
+                packed = unpacker.unconsumed_tail
+        place = end + 4
+    if held < promised and held + len(unpacker.flush()) < promised:
+        raise ImageFault(f"is truncated or damaged (its rows are {held:,} of {promised:,} bytes): copy it again")
 
 
 def _require_whole_tiff(image: Image.Image, tags: Any, size: int) -> None:

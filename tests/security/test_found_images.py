@@ -15,6 +15,8 @@ from PIL import Image
 from iaunet.dataset import DEFAULT_SLICING
 from iaunet.errors import FileError
 from iaunet.files import decode_image, decode_mask
+from iaunet.inference.runtime import iaunet_runtime
+from iaunet.inference.runtime.iaunet_runtime import ImageFault
 from iaunet.stacks import read_mask_stack, read_stack
 
 pytest.importorskip("pydicom")
@@ -29,6 +31,20 @@ HEADER = r"has a truncated or damaged DICOM header: copy or export it again"
 def read(path, data):
     path.write_bytes(data)
     return read_stack([path], DEFAULT_SLICING)
+
+
+@pytest.fixture
+def assert_refused(tmp_path):
+    """Assert that an image is refused by iaunet, and by the runtime, which Pillow alone reads for."""
+
+    def assert_refused(data, by_iaunet, by_runtime):
+        (tmp_path / "image").write_bytes(data)
+        with pytest.raises(FileError, match=by_iaunet):
+            decode_image(data)
+        with pytest.raises(ImageFault, match=by_runtime):
+            iaunet_runtime.read_image(tmp_path / "image")
+
+    return assert_refused
 
 
 def with_size(data, width, height):
@@ -56,44 +72,50 @@ def test_a_jpeg_whose_further_pictures_are_damaged_is_its_first_without_a_warnin
 
 @pytest.mark.parametrize(
     ("height", "message"),
-    [(16_777_216, "bytes cannot unfold to "), (22, "its rows end after .+ of .+ bytes")],
+    [(16_777_216, r"damaged \(.+ bytes cannot unfold to .+\)"), (22, r"damaged \(its rows end after .+ of .+ bytes\)")],
 )
 @pytest.mark.parametrize(
     "pixels", [seeds.GREY, np.zeros_like(seeds.GREY), seeds.COLOUR], ids=["grey", "black", "colour"]
 )
-def test_a_png_with_fewer_rows_than_it_promises_is_damaged(pixels, height, message):
+def test_a_png_with_fewer_rows_than_it_promises_is_damaged(pixels, height, message, assert_refused):
     data = with_size(seeds.by_pillow(pixels, "PNG"), 24, height)
 
-    with pytest.raises(FileError, match=rf"damaged \(.*{message}.*\)"):
-        decode_image(data)
+    assert_refused(data, message, r"damaged \(its rows are .+ of .+ bytes\)")
 
 
-def test_an_interlaced_png_that_lacks_its_last_pass_is_damaged():
+def test_an_interlaced_png_that_lacks_its_last_pass_is_damaged(assert_refused, tmp_path):
     data = seeds.interlaced(seeds.GREY)
     (header, _), (kind, packed), end = seeds.png_chunks(data)
     rows = zlib.decompress(packed)
     shorter = (header, data[16:29]), (kind, zlib.compress(rows[:-25])), end
-    image = decode_image(data)
+    (tmp_path / "whole.png").write_bytes(data)
 
-    np.testing.assert_array_equal(image.pixels[0], seeds.GREY)
-    with pytest.raises(FileError, match=rf"its rows end after {len(rows) - 25} of {len(rows)} bytes"):
-        decode_image(seeds.SIGNATURE + b"".join(seeds.chunk(*part) for part in shorter))
+    np.testing.assert_array_equal(decode_image(data).pixels[0], seeds.GREY)
+    np.testing.assert_array_equal(iaunet_runtime.read_image(tmp_path / "whole.png")[0], seeds.GREY)
+    assert_refused(
+        seeds.SIGNATURE + b"".join(seeds.chunk(*part) for part in shorter),
+        rf"its rows end after {len(rows) - 25} of {len(rows)} bytes",
+        rf"its rows are {len(rows) - 25} of {len(rows)} bytes",
+    )
 
 
-def test_a_wrong_byte_among_the_packed_pixels_of_a_png_is_found():
+def test_a_wrong_byte_among_the_packed_pixels_of_a_png_is_found(assert_refused):
     data = bytearray(seeds.by_pillow(seeds.GREY, "PNG", compress_level=0))
     data[300] ^= 1
 
-    with pytest.raises(FileError, match=r"damaged \(a checksum of its pixels does not fit\)"):
-        decode_image(bytes(data))
+    message = r"damaged \(a checksum of its pixels does not fit\)"
+    assert_refused(bytes(data), message, message)
 
 
-def test_a_jpeg_of_one_kilobyte_is_no_picture_of_13000_x_13000_pixels():
+def test_a_jpeg_of_one_kilobyte_is_no_picture_of_13000_x_13000_pixels(assert_refused):
     data = bytearray(seeds.by_pillow(seeds.COLOUR, "JPEG"))
     struct.pack_into(">HH", data, data.index(b"\xff\xc0") + 5, 13_000, 13_000)
 
-    with pytest.raises(FileError, match=r"damaged \(.+ bytes cannot unfold to 13000 x 13000 pixels\)"):
-        decode_image(bytes(data))
+    assert_refused(
+        bytes(data),
+        r"damaged \(.+ bytes cannot unfold to 13000 x 13000 pixels\)",
+        r"damaged \(.+ bytes are no 13000 x 13000 pixels\)",
+    )
 
 
 def test_pages_of_a_tiff_that_lead_back_after_hundreds_are_damaged(tmp_path):

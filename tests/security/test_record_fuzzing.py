@@ -485,7 +485,7 @@ def familiar_json(lab: Lab) -> Target:
 
 def predicted(lab: Lab, name: str) -> Target:
     """A file in a folder of predictions that is predicted into again, which takes so long that it is done sometimes."""
-    predictor, output = Predictor.from_runs([lab.run], device="cpu"), lab.root / "masks"
+    predictor, output = Predictor.from_runs([lab.run], device="cpu"), lab.root / f"masks of {name}"
     predict_folder(predictor, lab.images, output, FolderOptions(overwrite=True))
     sound = (output / name).read_bytes()
 
