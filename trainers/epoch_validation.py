@@ -15,7 +15,6 @@ from iaunet.loss import bce_dice_loss
 from iaunet.preprocessing.arrays import Arrays
 from iaunet.trainers.fold_setup import FoldSetup
 from iaunet.trainers.loader import Batch, Collator, RowDataset
-from iaunet.trainers.memory import leave_as_it_is, remember_state
 from iaunet.trainers.sampling import Sample
 
 logger = logging.getLogger(__name__)
@@ -59,14 +58,11 @@ class EpochValidation:
         """The losses and Dice of this rank's rows, as many at once as memory suffices for, now and later."""
         while True:
             rows = min(micro_batch, self._most_rows)
-            restore = leave_as_it_is
             try:
-                restore = remember_state(network, self.setup.device)
                 return self._measure(network, rows)
             except MEMORY_FAULTS as fault:
                 if not is_out_of_memory(fault):
                     raise
-                restore()
                 self._halve(rows, fault)
 
     @torch.inference_mode()

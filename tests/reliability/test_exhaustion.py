@@ -277,6 +277,20 @@ def test_files_that_do_not_fit_into_memory_are_not_called_damaged(begin, tmp_pat
     load_checkpoint(files[1])
 
 
+def test_a_checkpoint_for_whose_state_memory_does_not_suffice_is_not_said_to_be_another_trainings(begin):
+    setup = dataclasses.replace(begin(), epochs=1)
+    Trainer(setup).fit()
+
+    def starve(state):
+        raise torch.OutOfMemoryError("simulated")
+
+    trainer = Trainer(setup)
+    trainer.build()
+    trainer.network.load_state_dict = starve
+    with pytest.raises(torch.OutOfMemoryError):  # which the command tells in its line
+        trainer.load(load_checkpoint(setup.folder.checkpoint))
+
+
 # Memory that runs out for real --------------------------------------------------------------------------------------
 
 
