@@ -198,6 +198,27 @@ def decisions(plan: Plan) -> dict[str, Any]:
     return {name: value for name, value in to_json(plan).items() if name not in ("planned", "why", "warnings")}
 
 
+EDITED = "edited by hand"
+_DECIDED_TOGETHER = {"input_mode": ("input_mode", "input_size", "tile_scale", "equal_spacing")}
+"""Fields that one reason is about."""
+
+
+def with_reasons(plan: Plan, planned: Plan) -> Plan:
+    """A plan with the planner's reasons for what is still the planner's choice, and "edited by hand" for the rest.
+
+    Args:
+        plan: May be edited. A reason that was edited too is kept, unless the choice is the planner's again.
+        planned: The plan as the planner made it.
+    """
+    why = dict(plan.why)
+    for name, reason in planned.why.items():
+        if all(getattr(plan, field) == getattr(planned, field) for field in _DECIDED_TOGETHER.get(name, (name,))):
+            why[name] = reason
+        elif why.get(name) == reason:
+            why[name] = EDITED
+    return dataclasses.replace(plan, why=why)
+
+
 def content_digest(plan: Plan) -> str:
     """The digest of what a plan decides."""
     return digest(decisions(plan))

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from iaunet.dataset import Dataset, Problem
 from iaunet.planners.fingerprint import Fingerprint
 from iaunet.planners.folds import Splits
-from iaunet.planners.plan import Plan
+from iaunet.planners.plan import EDITED, Plan
 from iaunet.preprocessing.arrays import Arrays
 from iaunet.records import to_json
 
@@ -89,7 +89,7 @@ def describe_choices(plan: Plan) -> list[tuple[str, str, str]]:
     }
     fields = [*said, *(field for field in plan.why if field not in said)]
     return [
-        (field.replace("_", " "), said.get(field) or _plain(values.get(field)), plan.why.get(field, "edited by hand"))
+        (field.replace("_", " "), said.get(field) or _plain(values.get(field)), plan.why.get(field, EDITED))
         for field in fields
     ]
 

@@ -17,7 +17,7 @@ from iaunet.grouping import Grouping, resolve_groups
 from iaunet.planners.fingerprint import Fingerprint, Reading, fingerprint_dataset
 from iaunet.planners.folds import Splits, load_splits, save_splits
 from iaunet.planners.pictures import KeptPictures, keeping_pictures
-from iaunet.planners.plan import Plan, decisions, load_plan, save_plan
+from iaunet.planners.plan import Plan, decisions, load_plan, save_plan, with_reasons
 from iaunet.planners.planner import AutoPlanner, find_planner, plan_dataset
 from iaunet.planners.suspicions import ALL_MASKS
 from iaunet.preprocessing.arrays import Index, open_arrays
@@ -256,7 +256,7 @@ def _plan_and_preprocess(
     if leakage:
         plan = dataclasses.replace(plan, warnings=(*plan.warnings, leakage))
     if not wish.replan:
-        plan = _edited_plan(folder, dataset, fingerprint) or plan
+        plan = _edited_plan(folder, dataset, fingerprint, plan) or plan
     _tell_changes(folder, plan)
     _tell_data_changes(folder, fingerprint)
     prepared = dataclasses.replace(prepared, plan=plan, splits=splits)
@@ -282,8 +282,8 @@ def _plan_before(folder: DatasetFolder) -> Plan | None:
         return None
 
 
-def _edited_plan(folder: DatasetFolder, dataset: Dataset, fingerprint: Fingerprint) -> Plan | None:
-    """The plan on disk if the user edited it: their work is kept.
+def _edited_plan(folder: DatasetFolder, dataset: Dataset, fingerprint: Fingerprint, planned: Plan) -> Plan | None:
+    """The plan on disk if the user edited it: their work is kept, with the reasons of the new plan where it is that.
 
     Raises:
         PlanError: It was edited to what it cannot be, or made for data that have changed since.
@@ -299,7 +299,7 @@ def _edited_plan(folder: DatasetFolder, dataset: Dataset, fingerprint: Fingerpri
             "use --replan for a new plan, then edit it again"
         )
     logger.info("plan.json was edited by hand and is kept (--replan makes a new one)")
-    return plan
+    return with_reasons(plan, planned) if plan.planned == planned.planned else plan
 
 
 def _is_read_otherwise(folder: DatasetFolder, dataset: Dataset) -> bool:

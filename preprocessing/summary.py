@@ -7,7 +7,7 @@ import numpy as np
 
 from iaunet.nnunet import find_splits_file
 from iaunet.planners.folds import Splits
-from iaunet.planners.plan import Plan
+from iaunet.planners.plan import EDITED, Plan
 from iaunet.preprocessing.arrays import Index
 from iaunet.preprocessing.preparation import Prepared
 from iaunet.preprocessing.preprocess import make_index
@@ -80,7 +80,7 @@ def _describe_plan(plan: Plan) -> list[str]:
     }
     lines = [f"plan       by planner {plan.planner}{', edited by hand' if plan.is_edited else ''}"]
     for field, choice in choices.items():
-        lines += [f"  {field:13} {choice}", f"  {'':13}   because: {plan.why.get(field, 'edited by hand')}"]
+        lines += [f"  {field:13} {choice}", f"  {'':13}   because: {plan.why.get(field, EDITED)}"]
     return lines + [f"warning    {warning}" for warning in plan.warnings]
 
 

@@ -46,7 +46,7 @@ from iaunet.inference.scores import CaseScore, ScoreSummary
 from iaunet.inference.tuning import Tuning
 from iaunet.planners.fingerprint import Fingerprint
 from iaunet.planners.folds import Splits, load_splits
-from iaunet.planners.plan import Plan, content_digest, decisions, load_plan
+from iaunet.planners.plan import EDITED, Plan, content_digest, decisions, load_plan, with_reasons
 from iaunet.planners.planner import find_planner
 from iaunet.preprocessing.arrays import open_arrays
 from iaunet.records import load_record
@@ -58,9 +58,8 @@ if TYPE_CHECKING:
     from iaunet.inference.report.suspects import Suspect
 
 MOST_SUSPECTS = 20
+UNKNOWN_REASON = "plan.json was edited by hand: the planner's reason may not hold"
 PLAN_AGAIN = "iaunet_plan_and_preprocess DATA_FOLDER"
-INPUT_FIELDS = ("input_mode", "input_size", "tile_scale", "equal_spacing")
-EDITED = "edited by hand"
 
 
 def gather_facts(folder: DatasetFolder, anonymous: bool = False) -> ReportFacts:
@@ -451,24 +450,16 @@ def _describe_choices(plan: Plan, planned: Plan | None) -> Iterator[Choice]:
     thresholds = ", ".join(f"{threshold:g}" for threshold in plan.inference.thresholds)
     of_what = "the dataset" if plan.normalisation.kind == "dataset" else "each case"
     values = {
-        "input": tiles if plan.input_mode == "tiles" else f"{plan.input_mode} to {height} x {width} px",
+        "input_mode": tiles if plan.input_mode == "tiles" else f"{plan.input_mode} to {height} x {width} px",
         "normalisation": f"by the mean and sd of {of_what}",
         "network": f"{network.name}, width {network.width}, depth {network.depth}{options}",
         "recipe": f"{recipe.name}, {recipe.epochs} epochs, batches of {recipe.batch_size}, lr {recipe.lr:g}",
         "inference": f"mirroring {'on' if plan.inference.mirroring else 'off'}, thresholds {thresholds}",
         "split": plan.split,
     }
+    why = with_reasons(plan, planned).why if planned else dict.fromkeys(values, UNKNOWN_REASON)
     for name, value in values.items():
-        fields = INPUT_FIELDS if name == "input" else (name,)
-        yield Choice(name=name, value=value, why=_why(plan, planned, fields))
-
-
-def _why(plan: Plan, planned: Plan | None, fields: Sequence[str]) -> str:
-    """The reason of a decision; the first of its fields names it."""
-    if planned is None:
-        return "plan.json was edited by hand: the planner's reason may not hold"
-    is_kept = all(getattr(plan, field) == getattr(planned, field) for field in fields)
-    return plan.why.get(fields[0], EDITED) if is_kept else EDITED
+        yield Choice(name=name.removesuffix("_mode"), value=value, why=why.get(name, EDITED))
 
 
 def _describe_splits(splits: Splits, groups: Mapping[str, str]) -> Iterator[SplitFacts]:

@@ -496,9 +496,19 @@ def test_an_edited_plan_is_kept_and_said_so_until_a_new_one_is_asked_for(toy, wo
     assert code == 0
     assert "plan.json was edited by hand and is kept (--replan makes a new one)" in out
     assert "plan       by planner auto, edited by hand" in out
+    before = json.loads(planned["toy/plan.json"])["why"]
     plan = load_plan(workspace / "toy" / "plan.json")
+    assert plan.why == before | {"input_mode": "edited by hand"}
+    assert "input_mode    letterbox to 128 x 128\n                  because: edited by hand\n" in out
     assert (plan.input_mode, plan.input_size) == ("letterbox", (128, 128))
     assert open_arrays(workspace / "toy" / "preprocessed", plan.arrays_digest).images.shape == (12, 3, 128, 128)
+
+    edit_plan(workspace / "toy", why=before | {"input_mode": "our scanner's"})
+    prepare(toy)
+    assert load_plan(workspace / "toy" / "plan.json").why["input_mode"] == "our scanner's"
+    edit_plan(workspace / "toy", input_mode="resize", input_size=[256, 256])
+    prepare(toy)
+    assert load_plan(workspace / "toy" / "plan.json").why == before
 
     assert prepare(toy, "--replan")[0] == 0
     assert files_of(workspace) == planned
