@@ -4,8 +4,8 @@ import contextlib
 import itertools
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -90,66 +90,107 @@ def predict_stream(
         from that of the items. A few batches are under way at a time, and a few cases.
     """
     lanes = predictor.lanes
-    encoding: deque[_Job[Item, Result]] = deque()
-    failed: deque[tuple[Item, IaunetError]] = deque()
     with contextlib.ExitStack() as stack:
         threads = max(FEWEST_THREADS, lanes)
         decoders, makers, encoders = (stack.enter_context(ThreadPoolExecutor(threads)) for _ in range(3))
-
-        def encode(
-            job: _Job[Item, Result], rows: Sequence[RowPrediction], before: "Future[object] | None"
-        ) -> Result | None:
-            fault = None if before is None else before.result()
-            if isinstance(fault, IaunetError):
-                raise fault
-            for row in rows:
-                job.assembly.add(row)
-                if watch is not None:
-                    watch(job.item, row)
-            return finish(job.item, job.assembly.prediction) if job.assembly.is_complete else None
-
-        def rows() -> Iterator[tuple[_Job[Item, Result], NDArray[np.float32]]]:
-            for item, loaded in _loaded(decoders, items, load, 2 * lanes * predictor.batch_size):
-                if isinstance(loaded, IaunetError):
-                    failed.append((item, loaded))
-                    continue
-                case = loaded.case
-                assembly = Assembly(case, predictor.plan, keep_probabilities, predictor.cleaning, keep_uncertainty)
-                job = _Job[Item, Result](item, assembly)
-                yield job, loaded.first
-                for row in _further_rows(makers, case, lanes * predictor.batch_size):
-                    yield job, row
-
-        owners: deque[list[_Job[Item, Result]]] = deque()  # of the rows of each batch under way
-
-        def batches() -> Iterator[NDArray[np.float32]]:
-            waiting = rows()
-            while batch := list(itertools.islice(waiting, predictor.batch_size)):
-                owners.append([job for job, _ in batch])
-                yield np.stack([image for _, image in batch])
-
+        stream = _Stream(
+            predictor=predictor,
+            load=load,
+            finish=finish,
+            keep_probabilities=keep_probabilities,
+            watch=watch,
+            keep_uncertainty=keep_uncertainty,
+            decoders=decoders,
+            makers=makers,
+            encoders=encoders,
+        )
         predicted = stack.enter_context(
-            contextlib.closing(predictor.predict_batches(batches(), keep_uncertainty, measure))
+            contextlib.closing(predictor.predict_batches(stream.batches(items), keep_uncertainty, measure))
         )
         behind: deque[list[Future[Result | IaunetError | None]]] = deque()
         for said in predicted:
-            behind.append([])
-            for job, parts in itertools.groupby(zip(owners.popleft(), said, strict=True), lambda part: part[0]):
-                if job.last is None:
-                    encoding.append(job)
-                part = [row for _, row in parts]
-                job.last = encoders.submit(_attempt, encode, job, part, job.last)
-                behind[-1].append(job.last)
+            behind.append(stream.encode(said))
             if len(behind) > BATCHES_BEHIND * lanes:
-                for part_done in behind.popleft():
-                    part_done.result()
-            while failed:
-                yield failed.popleft()
-            while encoding and encoding[0].is_done:
-                yield encoding.popleft().outcome()
-        yield from failed
-        while encoding:
-            yield encoding.popleft().outcome()
+                wait(behind.popleft())
+            yield from stream.outcomes()
+        for parts in behind:
+            wait(parts)
+            yield from stream.outcomes()
+        yield from stream.outcomes()
+
+
+@dataclass(eq=False, kw_only=True)
+class _Stream(Generic[Item, Result]):
+    """What `predict_stream` has under way; the first fields are its arguments.
+
+    ``owners`` are the cases of the rows of each batch that the networks are at, ``encoding`` those with a part in the
+    encoders, ``failed`` the items that could not be loaded.
+    """
+
+    predictor: Predictor
+    load: Callable[[Item], CaseInput]
+    finish: Callable[[Item, Prediction], Result]
+    keep_probabilities: bool
+    watch: Callable[[Item, RowPrediction], None] | None
+    keep_uncertainty: bool
+    decoders: ThreadPoolExecutor
+    makers: ThreadPoolExecutor
+    encoders: ThreadPoolExecutor
+    owners: deque[list[_Job[Item, Result]]] = field(default_factory=deque)
+    encoding: deque[_Job[Item, Result]] = field(default_factory=deque)
+    failed: deque[tuple[Item, IaunetError]] = field(default_factory=deque)
+
+    def batches(self, items: Iterable[Item]) -> Iterator[NDArray[np.float32]]:
+        """The rows of all cases, in their order, stacked as the networks take them."""
+        waiting = self._rows(items)
+        while batch := list(itertools.islice(waiting, self.predictor.batch_size)):
+            self.owners.append([job for job, _ in batch])
+            yield np.stack([row for _, row in batch])
+
+    def encode(self, said: Sequence[RowPrediction]) -> list[Future[Result | IaunetError | None]]:
+        """Hand what the networks say of the next batch to the encoders, for each of its cases a part."""
+        parts = []
+        for job, rows in itertools.groupby(zip(self.owners.popleft(), said, strict=True), lambda each: each[0]):
+            if job.last is None:
+                self.encoding.append(job)
+            job.last = self.encoders.submit(_attempt, self._add, job, [row for _, row in rows], job.last)
+            parts.append(job.last)
+        return parts
+
+    def outcomes(self) -> Iterator[tuple[Item, Result | IaunetError]]:
+        """What has come to its end since, in the order of the items but for those that could not be loaded."""
+        while self.failed:
+            yield self.failed.popleft()
+        while self.encoding and self.encoding[0].is_done:
+            yield self.encoding.popleft().outcome()
+
+    def _rows(self, items: Iterable[Item]) -> Iterator[tuple[_Job[Item, Result], NDArray[np.float32]]]:
+        ahead = self.predictor.lanes * self.predictor.batch_size
+        for item, loaded in _loaded(self.decoders, items, self.load, 2 * ahead):
+            if isinstance(loaded, IaunetError):
+                self.failed.append((item, loaded))
+                continue
+            case, predictor = loaded.case, self.predictor
+            job = _Job[Item, Result](
+                item,
+                Assembly(case, predictor.plan, self.keep_probabilities, predictor.cleaning, self.keep_uncertainty),
+            )
+            yield job, loaded.first
+            for row in _further_rows(self.makers, case, ahead):
+                yield job, row
+
+    def _add(
+        self, job: _Job[Item, Result], rows: Sequence[RowPrediction], before: "Future[object] | None"
+    ) -> Result | None:
+        """Encode a part of a case, once the part before is done; the last one finishes it."""
+        fault = None if before is None else before.result()
+        if isinstance(fault, IaunetError):
+            raise fault
+        for row in rows:
+            job.assembly.add(row)
+            if self.watch is not None:
+                self.watch(job.item, row)
+        return self.finish(job.item, job.assembly.prediction) if job.assembly.is_complete else None
 
 
 def _loaded(
