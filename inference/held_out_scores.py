@@ -1,12 +1,12 @@
 """The held-out test set scored once for each model, and every look at it counted."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from iaunet.errors import PredictionError
 from iaunet.inference.best import Chosen, find_chosen
-from iaunet.inference.evaluation import SUMMARY, save_evaluation
+from iaunet.inference.evaluation import SUMMARY, Evaluation, save_evaluation
 from iaunet.inference.folder import FolderOptions, predict_cases
 from iaunet.inference.held_out import input_cases, load_held_out, require_usable, score_held_out
 from iaunet.inference.predictor import Predictor
@@ -27,9 +27,9 @@ class TestLook:
     """What one model scored on the test set.
 
     ``model`` and ``test_set`` name these by their digests; ``runs`` are those that predict together. ``masks`` is the
-    folder of the masks beside the record, with their ``scores.csv``. ``leakage`` is empty, or says why the scores are
-    too good. ``unscored`` names cases that could not be predicted or scored: ``summary.json`` beside the masks says
-    why.
+    folder of the masks beside the record, with their ``scores.csv``, empty where ``iaunet_predict`` wrote them for the
+    user. ``leakage`` is empty, or says why the scores are too good. ``unscored`` names cases that could not be
+    predicted or scored: ``summary.json`` beside the masks says why.
     """
 
     __test__ = False  # no test, whatever pytest takes its name for
@@ -92,11 +92,40 @@ def score_test_once(
         looks = (before.present, *before.earlier) if before is not None else ()
         key = digest(predictor.describe()), _digest_of(held_out)
         present = next((look for look in looks if (look.model, look.test_set) == key), None)
-        if present is None or not (root / present.masks / SUMMARY).exists():
+        if present is None or not present.masks or not (root / present.masks / SUMMARY).exists():
             present = _look(folder, held_out, predictor, workers or default_workers())
         earlier = tuple(look for look in looks if (look.model, look.test_set) != key)
         scores = TestScores(present=present, earlier=earlier)
         write_json(root / RECORD, to_json(scores))
+    return scores
+
+
+def count_look(folder: DatasetFolder, held_out: HeldOut, predictor: Predictor, evaluation: Evaluation) -> TestScores:
+    """Count that a model was scored on the held-out test set elsewhere, unless it was known to be before.
+
+    Args:
+        folder: The dataset's.
+        held_out: The test set.
+        predictor: The model.
+        evaluation: Its scores.
+
+    Returns:
+        All that is known of the test set: the present model stays that which `score_test_once` was asked for last.
+
+    Raises:
+        PredictionError: The record is damaged.
+        WorkspaceError: The record cannot be written, or another process is scoring the test set.
+    """
+    look = _as_look(held_out, predictor, evaluation, masks="")
+    with locked(folder.root / FOLDER, "scoring the test set"):
+        before = find_test_scores(folder)
+        if before is None:
+            scores = TestScores(present=look)
+        elif (look.model, look.test_set) in [(each.model, each.test_set) for each in (before.present, *before.earlier)]:
+            return before
+        else:
+            scores = replace(before, earlier=(*before.earlier, look))
+        write_json(folder.root / FOLDER / RECORD, to_json(scores))
     return scores
 
 
@@ -170,16 +199,19 @@ def _digest_of_model(runs: Sequence[Run], tuning: Tuning) -> str:
 def _look(folder: DatasetFolder, held_out: HeldOut, predictor: Predictor, workers: int) -> TestLook:
     plan = predictor.plan
     require_usable(held_out, plan, folder)
-    name, test_set = digest(predictor.describe()), _digest_of(held_out)
-    masks = f"{name[:12]}-{test_set[:12]}"
+    masks = f"{digest(predictor.describe())[:12]}-{_digest_of(held_out)[:12]}"
     output = folder.root / FOLDER / masks
     outcomes = predict_cases(predictor, input_cases(held_out), output, FolderOptions())
     evaluation = score_held_out(held_out, plan, folder, output, outcomes, workers)
     save_evaluation(output, evaluation)
+    return _as_look(held_out, predictor, evaluation, masks)
+
+
+def _as_look(held_out: HeldOut, predictor: Predictor, evaluation: Evaluation, masks: str) -> TestLook:
     scored = {score.name for score in evaluation.scores}
     return TestLook(
-        model=name,
-        test_set=test_set,
+        model=digest(predictor.describe()),
+        test_set=_digest_of(held_out),
         runs=tuple(dict.fromkeys(member.run for member in predictor.members)),
         masks=masks,
         leakage=held_out.leakage or "",

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from iaunet.inference.jobs import ModelChoice
     from iaunet.inference.outcomes import Outcome
     from iaunet.inference.predictor import Predictor
-    from iaunet.planners.plan import Plan
     from iaunet.preprocessing.held_out import HeldOut
     from iaunet.workspace import DatasetFolder
 
@@ -146,7 +145,7 @@ def _run(arguments: argparse.Namespace) -> int:
     if flagged:
         logger.info("flags      %d images to look at, see the column flag of predictions.csv", flagged)
     if held_out is not None and folder is not None:
-        _score(held_out, predictor.plan, folder, arguments.output, outcomes)
+        _score(held_out, predictor, folder, arguments.output, outcomes)
     if count["failed"]:
         return SOME_FAILED if count["failed"] < len(outcomes) else CANNOT_BE_DONE
     return ALL_DONE
@@ -187,18 +186,22 @@ def _describe(predictor: "Predictor") -> list[str]:
 
 
 def _score(
-    held_out: "HeldOut", plan: "Plan", folder: "DatasetFolder", output: Path, outcomes: "Sequence[Outcome]"
+    held_out: "HeldOut", predictor: "Predictor", folder: "DatasetFolder", output: Path, outcomes: "Sequence[Outcome]"
 ) -> None:
-    """Score a predicted test set, and tell why that is too good if something speaks for it."""
+    """Score a predicted test set, count that, and tell why the scores are too good if something speaks for it."""
     from iaunet.inference.evaluation import save_evaluation
     from iaunet.inference.held_out import score_held_out
+    from iaunet.inference.held_out_scores import count_look
     from iaunet.inference.scores import format_table
     from iaunet.workers import default_workers
 
-    evaluation = score_held_out(held_out, plan, folder, output, outcomes, default_workers())
+    evaluation = score_held_out(held_out, predictor.plan, folder, output, outcomes, default_workers())
     save_evaluation(output, evaluation)
+    remark = count_look(folder, held_out, predictor, evaluation).remark
     for line in format_table(evaluation.summary):
         logger.info("%s", line)
     if held_out.leakage:
         logger.warning("warning    %s", held_out.leakage)
+    if remark:
+        logger.warning("warning    the test set was %s", remark)
     logger.info("scores     %s", output)

@@ -133,6 +133,38 @@ def test_masks_that_were_removed_are_made_again_and_count_as_the_same_look(folde
     assert (held_out_scores.masks_folder(folder, again.present) / "case_18.png").exists()
 
 
+@pytest.fixture
+def predict_test(folder, tmp_path, capsys):
+    """Predict the test set with ``iaunet_predict --test``; returns what is said."""
+
+    def predict_test(*options):
+        where = ["-o", str(tmp_path / "out"), "--workspace", str(folder.root.parent), "--overwrite"]
+        assert predict(["--test", "-d", "toy", *where, *options]) == 0
+        return capsys.readouterr().out
+
+    return predict_test
+
+
+def test_iaunet_predict_looks_at_the_test_set_too(folder, predict_test):
+    assert REMARK not in predict_test()
+    first = find(folder)
+    assert (first.times, first.present.masks, first.present.unscored) == (1, "", ())
+
+    assert REMARK not in predict_test()
+    assert find(folder).times == 1
+    assert f"warning    the test set was {REMARK}" in predict_test("-f", "0")
+    assert f"warning    the test set was {REMARK}" in predict_test()
+
+    assert repr(find(folder).present) == repr(first.present)
+    assert len(find(folder).earlier) == 1
+    scores = score(folder)  # the first model's again, whose masks lie elsewhere
+    assert (scores.times, scores.present.model) == (2, first.present.model)
+    assert repr(scores.present.summary) == repr(first.present.summary)
+    assert (held_out_scores.masks_folder(folder, scores.present) / "case_18.png").exists()
+    assert f"warning    the test set was {REMARK}" in predict_test()
+    assert repr(find(folder)) == repr(scores)
+
+
 def test_leakage_is_told(folder, tmp_path):
     raw = Path(folder.load_dataset().source.root)
     shutil.copy(raw / "images" / "case_00.png", tmp_path / "test" / "images" / "case_18.png")
