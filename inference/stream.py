@@ -4,9 +4,9 @@ import contextlib
 import itertools
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -111,10 +111,10 @@ def predict_stream(
         for said in predicted:
             behind.append(stream.encode(said))
             if len(behind) > BATCHES_BEHIND * lanes:
-                wait(behind.popleft())
+                _raise_faults(behind.popleft())
             yield from stream.outcomes()
         for parts in behind:
-            wait(parts)
+            _raise_faults(parts)
             yield from stream.outcomes()
         yield from stream.outcomes()
 
@@ -236,6 +236,12 @@ def _attempt(function: Callable[..., Result], *arguments: object) -> Result | Ia
         if not is_out_of_memory(fault):
             raise
         return PredictionError("memory ran out for this image: close other programs and run the same command again")
+
+
+def _raise_faults(parts: Iterable[Future[Any]]) -> None:
+    """Wait for parts; an error that is no outcome ends all work."""
+    for part in parts:
+        part.result()
 
 
 def _settled(waiting: deque[tuple[Item, Future[Result]]]) -> tuple[Item, Result]:

@@ -42,8 +42,9 @@ def test_processes_that_are_kept_do_one_piece_of_work_after_another_and_end_with
         with pytest.raises(FileError, match="is damaged"):
             run_workers(jobs.square, [1, jobs.RAISING, *range(20)])
         second = {process for _, process in run_workers(jobs.square, range(20))}
-        assert {process.pid for process in multiprocessing.active_children()} == first | second
-        assert len(first | second) <= 2
+        kept = {process.pid for process in multiprocessing.active_children()}
+        assert first | second <= kept  # one may have found nothing left to do
+        assert len(kept) <= 2
 
     assert not multiprocessing.active_children()
 
