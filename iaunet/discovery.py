@@ -2,8 +2,9 @@
 
 import os
 import re
+import shlex
 import unicodedata
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -31,6 +32,7 @@ MASK_FOLDERS = (
     "annotations",
     "labelstr",
 )
+TEST_FOLDERS = ("test", "testing", "test_set", "testset")
 OTHER_FOLDERS = ("imagests", "labelsts")
 IMAGE_ENDINGS = (*FORMATS, *VOLUME_ENDINGS, ".dcm")
 """What is found, for messages."""
@@ -76,7 +78,7 @@ def find_files(source: Source) -> Files:
     Args:
         source: Its root holds images and masks: in folders named so (``images`` + ``masks`` and the like, at any
             depth), or side by side, told apart by a suffix of the mask's name or by the ending; or it names both
-            folders.
+            folders. A test set that lies in the root is left out.
 
     Raises:
         DatasetError: The folder does not exist, holds no image, or one whose name is not UTF-8.
@@ -94,6 +96,8 @@ def find_files(source: Source) -> Files:
         understood = f"images in {images}, masks in {masks}"
     else:
         files = list(_walk(root, suffixes))
+        if source.test is not None:
+            files = [file for file in files if not file.path.is_relative_to(source.test)]
         understood = _describe_layout(root, files)
     image_list, mask_list = _tell_apart(files)
     if not image_list:
@@ -119,6 +123,8 @@ def pair_files(files: Files, source: Source) -> Discovery:
     root = Path(source.root)
     _require_masks(root, files, source.missing_mask)
     cases, problems = _pair(root, files.images, files.masks, source.missing_mask)
+    if source.test is None:
+        problems += _tell_test_folders(root, cases)
     return Discovery(cases, tuple(problems), f"{len(cases)} cases: {files.understood}")
 
 
@@ -317,6 +323,16 @@ def _pair(
             mend = "give the image the same name, or remove the mask"
             report("note", path, "mask has no image and is left out", mend)
     return tuple(cases), problems
+
+
+def _tell_test_folders(root: Path, cases: Sequence[Case]) -> Iterator[Problem]:
+    """Notes about folders among others whose name says that they are to test what is trained on the others."""
+    folders = Counter(case.images[0].partition("/")[0] for case in cases if "/" in case.images[0])
+    for folder, n in sorted(folders.items()):
+        if folder.lower() in TEST_FOLDERS and n < len(cases):
+            what = f"{n} cases of this folder are trained on like all others"
+            mend = f"give --test {shlex.quote(str(root / folder))} to keep them apart"
+            yield Problem(level="note", file=folder, what=what, mend=mend)
 
 
 def _relative(path: Path, root: Path) -> str:

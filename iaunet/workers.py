@@ -3,6 +3,7 @@
 import concurrent.futures
 import contextlib
 import contextvars
+import errno
 import itertools
 import math
 import multiprocessing
@@ -19,6 +20,9 @@ from iaunet.errors import WorkspaceError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+PIPE_IS_GONE = (None, errno.EPIPE, errno.EBADF)
+"""What errors say when a process is started, or told what to do, while the pool finds out that another was killed."""
 
 IMAGES_WORTH_A_PROCESS = 24
 """Starting a process costs about as much as working on this many images."""
@@ -63,10 +67,13 @@ def map_in_processes(
         remaining = iter(items)
 
         def submit(n: int) -> None:
-            try:
-                waiting.extend(pool.submit(function, item) for item in itertools.islice(remaining, n))
-            except BrokenPipeError as fault:  # a process was gone before it was told what to do
-                raise BrokenProcessPool from fault
+            for item in itertools.islice(remaining, n):
+                try:
+                    waiting.append(pool.submit(function, item))
+                except OSError as fault:
+                    if fault.errno not in PIPE_IS_GONE:
+                        raise
+                    raise BrokenProcessPool from fault
 
         try:
             with _holding_interrupts():

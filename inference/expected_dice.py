@@ -30,18 +30,27 @@ N_BOOTSTRAP = 2000
 
 @dataclass(frozen=True, kw_only=True)
 class DiceModel:
-    """A linear model of the Dice of a mask: ``intercept`` plus a coefficient times each of `FEATURES`."""
+    """A linear model of the Dice of a mask: ``intercept`` plus a coefficient times each of `FEATURES`, which are taken
+    to be between ``lowest`` and ``highest``, those of the cases it was fitted to (empty: as they are)."""
 
     intercept: float
     coefficients: tuple[float, ...]
+    lowest: tuple[float, ...] = ()
+    highest: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         fits = len(self.coefficients) == len(FEATURES) and all(map(math.isfinite, self.coefficients))
         require(fits, "coefficients", self.coefficients, f"{len(FEATURES)} numbers: {', '.join(FEATURES)}")
         require(math.isfinite(self.intercept), "intercept", self.intercept, "a number")
+        n = len(self.lowest)
+        is_range = n in (0, len(FEATURES)) and len(self.highest) == n
+        is_range = is_range and all(low <= high for low, high in zip(self.lowest, self.highest, strict=True))
+        require(is_range, "lowest", self.lowest, "no number above that of highest, one a feature or none")
 
     def expect(self, features: NDArray[np.float64]) -> NDArray[np.float64]:
         """The expected Dice for features [..., F], in [0, 1]."""
+        if self.lowest:
+            features = features.clip(np.array(self.lowest), np.array(self.highest))
         expected: NDArray[np.float64] = self.intercept + features @ np.array(self.coefficients)
         return expected.clip(0, 1)
 
@@ -138,7 +147,10 @@ def fit_dice_model(features: NDArray[np.float64], dice: NDArray[np.float64]) -> 
     penalty = RIDGE * len(dice) * np.eye(scaled.shape[1])
     coefficients = np.linalg.solve(scaled.T @ scaled + penalty, scaled.T @ (dice - dice.mean())) / scale
     return DiceModel(
-        intercept=float(dice.mean() - mean @ coefficients), coefficients=tuple(float(value) for value in coefficients)
+        intercept=float(dice.mean() - mean @ coefficients),
+        coefficients=tuple(coefficients.tolist()),
+        lowest=tuple(features.min(0).tolist()),
+        highest=tuple(features.max(0).tolist()),
     )
 
 

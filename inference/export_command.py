@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -102,7 +103,7 @@ def _export_file(
         logger.info(
             "note       licence, citation and the data's origin are yours to say: --notes FILE puts them in the card"
         )
-    logger.info("next       iaunet_predict --model %s -i FOLDER -o FOLDER", output)
+    logger.info("next       iaunet_predict --model %s -i FOLDER -o FOLDER", shlex.quote(str(output)))
     return ALL_DONE
 
 
@@ -124,7 +125,7 @@ def _export_onnx(path: Path, output: Path, trusted_network: str | None) -> int:
         logger.warning("warning    trained on volumes, which the folder's program does not read: use iaunet_predict")
     size = sum(file.stat().st_size for file in output.iterdir())
     logger.info("written    %s (%.1f MB): README.md there says how to run it", output, size / 1e6)
-    logger.info("next       python %s -i FOLDER -o FOLDER", output / "iaunet_runtime.py")
+    logger.info("next       python %s -i FOLDER -o FOLDER", shlex.quote(str(output / "iaunet_runtime.py")))
     return ALL_DONE
 
 

@@ -276,9 +276,10 @@ class _Search:
         by = f"{gain.mean:+.4f} ({gain.low:+.4f} to {gain.high:+.4f})"
         if gain.low > 0:
             return best, f"Dice {_mean(scores[best]):.4f}, {by} over the best single run {single.title}"
+        verdict = "worse" if gain.high < 0 else "no more than chance"
         return single, (
             f"Dice {_mean(scores[single]):.4f}, the best single run; the best ensemble, {best.title}, differs by "
-            f"{by}: no more than chance"
+            f"{by}: {verdict}"
         )
 
     def _describe(self, scores: Mapping[OutOfFoldEnsemble, Mapping[str, float]]) -> tuple[Candidate, ...]:

@@ -408,7 +408,10 @@ class _Work:
         """Say how many masks that are there are made anew, and how many are of images that are not asked for now."""
         anew = sum((self.output / self.jobs[case]).exists() for case in waiting)
         if anew:
-            logger.info("note       %d masks that are there are made anew: of other images, or not finished", anew)
+            logger.info(
+                "note       %d masks that are there are made anew: of other images or settings, or not finished",
+                anew,
+            )
         there = sum((self.output / mask).exists() for mask in others)
         if there:
             logger.info("note       %d masks of earlier calls are not in the table of this one", there)

@@ -3,6 +3,7 @@
 import argparse
 import logging
 import os
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -38,5 +39,5 @@ def _run(arguments: argparse.Namespace) -> int:
     workspace = open_workspace(arguments.workspace, os.environ)
     folder = import_model(arguments.model, workspace, arguments.dataset_name)
     logger.info("written    %s", folder.root)
-    logger.info("next       iaunet_predict -i FOLDER -o FOLDER -d %s", folder.name)
+    logger.info("next       iaunet_predict -i FOLDER -o FOLDER -d %s", shlex.quote(folder.name))
     return ALL_DONE

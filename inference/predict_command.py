@@ -182,6 +182,9 @@ def _describe(predictor: "Predictor") -> list[str]:
     if predictor.judge is None:
         unlike = "nothing was learnt of these networks and settings, see iaunet_find_best"
         lines.append(f"note       no expected Dice: {(learnt and learnt.skipped) or unlike}")
+    if predictor.familiar is None:
+        why = "what these were like is not known any more, the data have changed: train again"
+        lines.append(f"note       no flags of images unlike the training images: {why}")
     return lines
 
 

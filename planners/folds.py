@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import itertools
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,7 +72,7 @@ def make_splits(
     known = known or {}
     _require_enough(len(same_bytes), n_folds, "different images")
     random = _split("random", fingerprint, same_bytes, n_folds, known.get("random", ()))
-    if groups or len(together) < len(same_bytes):
+    if len(together) < len(same_bytes):
         random = dataclasses.replace(random, inflated=_inflation(groups, names, together))
     if len(together) >= n_folds:
         grouped = _split("grouped", fingerprint, together, n_folds, known.get("grouped", ()))
@@ -261,6 +261,7 @@ def _shuffle_key(unit: tuple[str, ...]) -> str:
 
 
 def _inflation(groups: Mapping[str, str], names: Sequence[str], together: Sequence[tuple[str, ...]]) -> str:
-    if groups:
-        return f"inflated: {len(set(groups.values()))} groups are spread over training and validation"
+    several = [group for group, n in Counter(groups.values()).items() if n > 1]
+    if several:
+        return f"inflated: {len(several)} of {len(set(groups.values()))} groups are spread over training and validation"
     return f"inflated: near duplicates leave {len(together)} of {len(names)} cases independent"

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 LONG = 24 * 3600.0
+NARROW = 8
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -89,8 +90,8 @@ def _run(arguments: argparse.Namespace) -> int:
     from iaunet.preprocessing.summary import describe
     from iaunet.workspace import open_workspace
 
-    if len(arguments.datasets) > 1 and (arguments.dataset_name or arguments.images):
-        raise DatasetError("--dataset_name and --images are for one data set at a time")
+    if len(arguments.datasets) > 1 and (arguments.dataset_name or arguments.images or arguments.test):
+        raise DatasetError("--dataset_name, --images and --test are for one data set at a time")
     workspace = open_workspace(arguments.workspace, os.environ)
     given = {
         "images": _absolute(arguments.images),
@@ -152,7 +153,8 @@ def _estimate_time(plan: "Plan", n_cases: int, n_folds: int) -> str:
     drawn = n_cases * recipe.draws_a_case * (n_folds - 1) / n_folds
     rows = min(drawn, recipe.most_steps_an_epoch * recipe.batch_size)
     total = n_folds * recipe.epochs * rows * seconds
-    narrower = "; --width 8 is much faster" if device.type == "cpu" and total > LONG else ""
+    is_slow = device.type == "cpu" and total > LONG and plan.network.width > NARROW
+    narrower = f"; --width {NARROW} is much faster" if is_slow else ""
     return f"time       about {duration(total)} for {n_folds} folds on {describe_device(device)}{narrower}"
 
 

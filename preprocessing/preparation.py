@@ -298,8 +298,19 @@ def _edited_plan(folder: DatasetFolder, dataset: Dataset, fingerprint: Fingerpri
             f"{folder.plan_json} was edited by hand for data that have changed since: "
             "use --replan for a new plan, then edit it again"
         )
+    if _is_planned_otherwise(folder, dataset.source):
+        raise PlanError(
+            f"{folder.plan_json} was edited by hand, and --width and --planner are for a new plan: "
+            "edit it again, or use --replan with them"
+        )
     logger.info("plan.json was edited by hand and is kept (--replan makes a new one)")
     return with_reasons(plan, planned) if plan.planned == planned.planned else plan
+
+
+def _is_planned_otherwise(folder: DatasetFolder, source: Source) -> bool:
+    """Whether the user asks now for another plan than before."""
+    before = _source_before(folder)
+    return before is not None and (before.width, before.planner) != (source.width, source.planner)
 
 
 def _is_read_otherwise(folder: DatasetFolder, dataset: Dataset) -> bool:

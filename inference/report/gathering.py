@@ -197,8 +197,12 @@ class Gathering:
         for member in model.members:
             run = runs.get(member.run)
             weights = tuple(file_digest(fold.weights) for fold in Run(self.folder.runs / member.run).trained_folds())
-            if run is None or run.stale or not run.is_complete or weights != member.weights_sha256:
+            if run is None or run.stale or weights != member.weights_sha256:
                 self._tell_missing(what, f"the choice was of other weights of {member.run} than there are now", again)
+                return None, None
+            if not run.is_complete:
+                why = f"the choice was of {member.run}, which has not every fold yet"
+                self._tell_missing(what, why, f"iaunet_train {self._quoted} cv, then {again}")
                 return None, None
             if not run.is_current:
                 why = f"the choice was of {member.run}, which was trained on another state of the data or the folds"
@@ -522,6 +526,6 @@ def _train_options(run: RunFacts, split: str, called: str) -> str:
     options = {name: value for name, value in run.overrides.items() if name not in ("memory_gb", "weights")}
     own = [f"{name.removeprefix('network_options.')}={value}" for name, value in options.items() if "." in name]
     given = "".join(f" --{name} {shlex.quote(str(value))}" for name, value in options.items() if "." not in name)
-    given += f" --network_option {' '.join(map(shlex.quote, own))}" if own else ""
+    given += "".join(f" --network_option {shlex.quote(option)}" for option in own)
     given += " --weights WEIGHTS.safetensors" if "weights" in run.overrides else ""
     return f"{given}{split}{f' --seed {run.seed}' if run.seed else ''}{called}"

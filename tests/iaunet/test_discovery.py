@@ -317,3 +317,17 @@ def test_a_dicom_file_alone_in_its_folder_is_a_series_where_other_folders_hold_s
 
     assert list_images(tmp_path) == [tmp_path / "long", tmp_path / "short"]
     assert list_images(tmp_path / "short") == [tmp_path / "short" / "0.dcm"]
+
+
+def test_a_test_set_within_the_folder_is_left_out_and_one_that_nobody_named_is_told(discover, tmp_path):
+    files = [f"{case}.png" for kind in ("images", "masks") for case in (f"train/{kind}/a", f"Test/{kind}/b")]
+
+    together = discover(*files)
+    apart = discover(*files, test=str(tmp_path / "Test"))
+    alone = discover(*files, images=str(tmp_path / "Test/images"), masks=str(tmp_path / "Test/masks"))
+
+    assert [*pairs(together)] == ["Test/b", "train/a"]
+    assert faults(together) == [("note", "Test", "1 cases of this folder are trained on like all others")]
+    assert together.problems[0].mend == f"give --test {tmp_path / 'Test'} to keep them apart"
+    assert ([*pairs(apart)], apart.problems) == (["train/a"], ())
+    assert ([*pairs(alone)], alone.problems) == (["b"], ())

@@ -1,3 +1,5 @@
+import concurrent.futures
+import errno
 import multiprocessing
 import os
 import signal
@@ -81,6 +83,21 @@ def test_a_worker_that_dies_is_reported_with_a_mend(jobs):
         run_workers(jobs.square, [1, jobs.DYING, 2, 3])
 
     assert not multiprocessing.active_children()
+
+
+@pytest.mark.parametrize("fault", [OSError("handle is closed"), BrokenPipeError(errno.EPIPE, "Broken pipe")])
+def test_a_worker_that_dies_while_another_is_started_is_reported_alike(jobs, monkeypatch, fault):
+    def submit(*_):
+        raise fault
+
+    monkeypatch.setattr(concurrent.futures.ProcessPoolExecutor, "submit", submit)
+    with pytest.raises(WorkspaceError, match="a worker process was killed"):
+        run_workers(jobs.square, [1, 2, 3, 4])
+
+    fault.errno = errno.EMFILE  # another fault keeps its name
+    with pytest.raises(OSError) as caught:
+        run_workers(jobs.square, [1, 2, 3, 4])
+    assert caught.value is fault
 
 
 def is_running(process):

@@ -1,3 +1,4 @@
+import dataclasses
 import math
 import re
 
@@ -83,7 +84,21 @@ def test_a_linear_dice_is_found_again():
 
     np.testing.assert_allclose(model.coefficients, slopes, atol=0.01)
     np.testing.assert_allclose(model.expect(features), 0.3 + features @ slopes, atol=0.01)
-    assert model.expect(100 * features).max() == 1  # a Dice is never above 1
+    assert dataclasses.replace(model, lowest=(), highest=()).expect(100 * features).max() == 1  # never above 1
+
+
+def test_what_lies_beyond_the_cases_of_the_fit_is_expected_as_the_outermost_of_them():
+    rng = np.random.default_rng(0)
+    features = rng.random((500, len(FEATURES)))
+    model = fit_dice_model(features, 0.9 - 0.5 * features[:, 3])
+    inner = features.mean(0)
+    tiny, least = inner.copy(), inner.copy()
+    tiny[3], least[3] = -9, features[:, 3].min()
+
+    assert model.expect(tiny) == model.expect(least) < 0.91
+    assert from_json(DiceModel, to_json(model)) == model
+    with pytest.raises(FieldError, match=r"lowest is .*: give no number above that of highest"):
+        dataclasses.replace(model, lowest=model.highest, highest=model.lowest)
 
 
 def test_expected_and_true_dice_correlate_on_cases_the_model_was_not_fitted_on():

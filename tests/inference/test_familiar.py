@@ -1,11 +1,13 @@
 import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from iaunet.errors import FileError, IaunetError
 from iaunet.inference.familiar import FAMILIAR, KNOWN, Familiar, find_familiar
+from iaunet.inference.predict_command import main as predict
 from iaunet.planners.fingerprint import Fingerprint
 from iaunet.planners.plan import load_plan
 from iaunet.records import FieldError, load_record, to_json
@@ -127,3 +129,19 @@ def test_of_a_fingerprint_that_cannot_be_read_nothing_is_known(folder):
     folder.fingerprint_json.mkdir()
 
     assert find_familiar(folder, plan) is None
+
+
+def test_a_prediction_that_cannot_tell_unlike_images_says_so(trained, tmp_path, capsys):
+    folder = DatasetFolder(trained / "toy")
+    image = next((Path(folder.load_dataset().source.root) / "images").iterdir())
+    arguments = ["-i", str(image), "-o", str(tmp_path / "out"), "-d", "toy", "-f", "0", "--workspace", str(trained)]
+    note = "note       no flags of images unlike the training images: what these were like is not known any more"
+
+    assert predict(arguments) == 0
+    assert note not in capsys.readouterr().out
+    content = json.loads(folder.fingerprint_json.read_text(encoding="utf-8"))
+    content["cases"][0]["local_width"] = 7.0  # as if planned again of other data
+    folder.fingerprint_json.write_text(json.dumps(content), encoding="utf-8")
+
+    assert predict(arguments) == 0
+    assert note in capsys.readouterr().out

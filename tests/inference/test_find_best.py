@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import re
 import shutil
 
 import numpy as np
@@ -71,6 +72,16 @@ def test_the_best_of_several_runs_is_chosen(folder, add_run):
     assert len(by_title) == 3 + 3 + 1
     assert [*by_title.values()] == sorted(by_title.values(), reverse=True)
     assert "the best single run; the best ensemble" in finding.model.why
+
+
+def test_an_ensemble_that_is_worse_by_more_than_chance_is_said_to_be(folder, add_run):
+    add_run("perfect", lambda truth, probabilities, row: 0.45 + 0.1 * truth)
+    add_run("empty", lambda truth, probabilities, row: 0 * truth)
+    shutil.rmtree(folder.runs / RUN)
+
+    said = find_best(folder).model.why
+
+    assert re.fullmatch(r"Dice 1\.0000, the best single run; .* differs by -0\..* \(-0\..* to -0\..*\): worse", said)
 
 
 def test_an_ensemble_is_chosen_where_it_is_better_by_more_than_chance(folder, add_run):

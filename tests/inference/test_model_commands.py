@@ -66,9 +66,9 @@ def test_a_model_goes_elsewhere_and_predicts_the_same_masks(
     assert shown[1:4] == [f"model      run {RUN}, fold {fold}" for fold in (0, 1, 2)]
     assert shown[4].startswith(f"scores     run {RUN}: Dice foreground 0.")
     assert shown[4].endswith(" over 18 cases")
-    assert shown[-1] == f"next       iaunet_predict --model {tmp_path / 'model ü.zip'} -i FOLDER -o FOLDER"
+    assert shown[-1] == f"next       iaunet_predict --model '{tmp_path}/model ü.zip' -i FOLDER -o FOLDER"
     assert do_import("--dataset-name", "handed on") == 0
-    assert capsys.readouterr().out.splitlines()[-1] == "next       iaunet_predict -i FOLDER -o FOLDER -d handed on"
+    assert capsys.readouterr().out.splitlines()[-1] == "next       iaunet_predict -i FOLDER -o FOLDER -d 'handed on'"
 
     there, record_there = predict("handed on", elsewhere)
     here, record_here = predict("toy", trained_toy)

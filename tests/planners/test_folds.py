@@ -95,7 +95,13 @@ def test_groups_of_unlike_size_make_folds_of_like_size(case, fingerprint):
     assert max(len(fold.validation) for fold in splits["grouped"].folds) <= 25
     assert min(len(fold.validation) for fold in splits["grouped"].folds) >= 17
     assert splits["grouped"].inflated == ""
-    assert splits["random"].inflated == "inflated: 14 groups are spread over training and validation"
+    assert splits["random"].inflated == "inflated: 11 of 14 groups are spread over training and validation"
+
+
+def test_groups_of_one_case_each_inflate_nothing(case, fingerprint):
+    splits = make_splits(fingerprint([case(name) for name in NAMES]), {name: name for name in NAMES}).splits
+
+    assert [split.inflated for split in splits.values()] == ["", ""]
 
 
 def test_folds_do_not_follow_the_order_of_names(case, fingerprint):

@@ -441,7 +441,7 @@ def test_groups_are_named_with_their_sizes(toy, tmp_path, check_planned):
     text = Page(path.read_text(encoding="utf-8")).text
     assert "11, 1 to 2 cases each (folders)" in text["data"]
     assert "Jürgen 0 2 cases" in text["plan"]
-    assert "inflated: 11 groups are spread" in text["plan"]
+    assert "inflated: 1 of 11 groups are spread" in text["plan"]
     assert re.search(r"grouped\s+used unless you say otherwise", text["plan"])
 
 

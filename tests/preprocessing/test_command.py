@@ -409,7 +409,7 @@ def test_folders_a_patient_are_groups_that_folds_keep_together(tmp_path, write_t
     splits = splits_of(workspace / "toy")
     for fold in splits["grouped"].folds:
         assert not {name.split("/")[0] for name in fold.train} & {name.split("/")[0] for name in fold.validation}
-    assert splits["random"].inflated == "inflated: 10 groups are spread over training and validation"
+    assert splits["random"].inflated == "inflated: 10 of 10 groups are spread over training and validation"
     assert load_plan(workspace / "toy" / "plan.json").split == "grouped"
 
 
@@ -469,7 +469,7 @@ def test_several_datasets_are_prepared_one_after_the_other(tmp_path, write_toy, 
 
     assert {name.split("/")[0] for name in files_of(workspace)} == {"a", "b"}
     code, _, err = prepare(*folders, "--dataset_name", "c")
-    assert (code, err) == (2, "error: --dataset_name and --images are for one data set at a time\n")
+    assert (code, err) == (2, "error: --dataset_name, --images and --test are for one data set at a time\n")
 
 
 def test_a_name_is_one_folders_and_another_folder_takes_another_name(tmp_path, write_toy, workspace, prepare):
@@ -503,6 +503,12 @@ def test_an_edited_plan_is_kept_and_said_so_until_a_new_one_is_asked_for(toy, wo
     assert (plan.input_mode, plan.input_size) == ("letterbox", (128, 128))
     assert open_arrays(workspace / "toy" / "preprocessed", plan.arrays_digest).images.shape == (12, 3, 128, 128)
 
+    stored = (workspace / "toy" / "dataset.json").read_bytes()
+    for option in (("--width", "4"), ("--planner", "paper")):
+        refused, _, err = prepare(toy, *option)
+        assert (refused, err.count("\n")) == (2, 1)
+        assert "plan.json was edited by hand, and --width and --planner are for a new plan: edit it again, or" in err
+    assert (workspace / "toy" / "dataset.json").read_bytes() == stored
     edit_plan(workspace / "toy", why=before | {"input_mode": "our scanner's"})
     prepare(toy)
     assert load_plan(workspace / "toy" / "plan.json").why["input_mode"] == "our scanner's"

@@ -132,7 +132,7 @@ def test_what_the_random_split_makes_better_is_the_mean_of_the_differences(repor
     assert pair.difference.mean == pytest.approx(np.mean(differences))
     assert pair.random.mean - pair.grouped.mean == pytest.approx(pair.difference.mean)
     assert 0 < pair.difference.low < pair.difference.mean < pair.difference.high
-    assert random.inflated == "inflated: 6 groups are spread over training and validation"
+    assert random.inflated == "inflated: 6 of 6 groups are spread over training and validation"
     assert grouped.inflated == ""
 
 
@@ -195,7 +195,7 @@ def test_without_a_choice_the_best_run_of_the_planned_split_is_reported(folder):
 
     assert facts.chosen is None
     assert (facts.scored.of, facts.shown.name, facts.scored.split) == ("run", RANDOM, "random")
-    assert facts.scored.inflated.startswith("inflated: 6 groups")
+    assert facts.scored.inflated.startswith("inflated: 6 of 6 groups")
     assert facts.scored.summary == facts.shown.summary
     assert facts.missing[0].command == "iaunet_find_best toy"
     assert facts.missing[0].why.startswith("iaunet_find_best was not run")
