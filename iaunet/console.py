@@ -6,8 +6,10 @@ import io
 import json
 import logging
 import os
+import queue
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
@@ -198,6 +200,24 @@ def terminating_like_interrupt() -> Iterator[None]:
 
     with handling_signals((signal.SIGTERM,), interrupt):
         yield
+
+
+@contextlib.contextmanager
+def telling_from_handlers(logger: logging.Logger) -> Iterator[Callable[[str], None]]:
+    """Give what logs a line for a handler of signals, in a thread: the handler may have come amid another line."""
+    lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()  # may be put to by handlers
+
+    def tell() -> None:
+        for line in iter(lines.get, None):
+            logger.info("%s", line)
+
+    thread = threading.Thread(target=tell, daemon=True)
+    thread.start()
+    try:
+        yield lines.put
+    finally:
+        lines.put(None)
+        thread.join()
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from iaunet.console import Stopped, handling_signals
+from iaunet.console import Stopped, handling_signals, telling_from_handlers
 from iaunet.device import casting, random_state, restore_random_state
 from iaunet.errors import TrainingError
 from iaunet.exhaustion import MEMORY_FAULTS, is_out_of_memory
@@ -81,6 +81,7 @@ class Trainer:
         self.seconds = 0.0
         self._hours_to_fix = setup.hours
         self._stop_signal: int | None = None
+        self._tell: Callable[[str], None] = logger.info
 
     # The whole training ---------------------------------------------------------------------------------------------
 
@@ -96,8 +97,12 @@ class Trainer:
             remove_leftovers(self.folder.root)
         self.ranks.first(self._prepare)
         self.join_ranks()
-        stopping = handling_signals((signal.SIGINT, signal.SIGTERM), self._ask_to_stop)
-        with stopping, ending_workers(self.loader), closing_logs(self.logs):
+        with (
+            telling_from_handlers(logger) as self._tell,
+            handling_signals((signal.SIGINT, signal.SIGTERM), self._ask_to_stop),
+            ending_workers(self.loader),
+            closing_logs(self.logs),
+        ):
             while self.epoch < self.epochs:
                 self.train_epoch()
                 validation = self.validate()
@@ -439,7 +444,7 @@ class Trainer:
                 return  # a rank that left its step would leave the others waiting in it
             raise KeyboardInterrupt
         self._stop_signal = number
-        logger.info("stopping after this step ...")
+        self._tell("stopping after this step ...")
 
     def _asked_to_stop(self) -> bool:
         """Whether a signal has reached any of the ranks, or none can any more: all stop after the same step."""

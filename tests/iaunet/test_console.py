@@ -14,6 +14,7 @@ from iaunet.console import (
     command_parser,
     handling_signals,
     run_command,
+    telling_from_handlers,
     terminating_like_interrupt,
 )
 from iaunet.errors import PlanError
@@ -239,6 +240,17 @@ def test_a_request_to_terminate_stops_a_command_wherever_it_is(capsys):
         assert run_command(lambda: signal.raise_signal(signal.SIGTERM) or 0) == 130
     assert not missed
     assert capsys.readouterr().err == "stopped: run the same command again to go on\n"
+
+
+def test_what_a_handler_tells_is_logged_by_another_thread_and_before_the_block_ends(caplog):
+    logger = logging.getLogger("iaunet.handlers")
+    with caplog.at_level(logging.INFO, "iaunet"), telling_from_handlers(logger) as tell:  # noqa: SIM117
+        with handling_signals((signal.SIGINT,), lambda *_: tell("stopping")):
+            signal.raise_signal(signal.SIGINT)
+
+    (told,) = caplog.records
+    assert told.getMessage() == "stopping"
+    assert told.thread != threading.get_ident()  # whose own line it may have interrupted
 
 
 def test_signals_are_handled_within_the_block():
