@@ -356,7 +356,7 @@ def require_one_line(code, err):
 def test_a_training_whose_batch_does_not_fit_goes_on_in_parts_to_the_same_weights(
     start_limited, workspace, weights_by_rows
 ):
-    command = start_limited(1500, *training_of(workspace), ROW_MIB=str(ROW_MIB))
+    command = start_limited(1800, *training_of(workspace), ROW_MIB=str(ROW_MIB))
 
     code, err, out = command.end()
 
