@@ -81,7 +81,8 @@ def find_files(source: Source) -> Files:
             folders. A test set that lies in the root is left out.
 
     Raises:
-        DatasetError: The folder does not exist, holds no image, or one whose name is not UTF-8.
+        DatasetError: The folder does not exist, holds no image, or one whose name is not UTF-8, or lies in the test
+            set.
     """
     root = Path(source.root)
     suffixes = (*MASK_SUFFIXES, *map(composed, source.mask_suffixes))
@@ -97,6 +98,10 @@ def find_files(source: Source) -> Files:
     else:
         files = list(_walk(root, suffixes))
         if source.test is not None:
+            if root.is_relative_to(source.test):
+                raise DatasetError(
+                    f"the test set {source.test} holds the data set {root}: give another folder to --test, or --no_test"
+                )
             files = [file for file in files if not file.path.is_relative_to(source.test)]
         understood = _describe_layout(root, files)
     image_list, mask_list = _tell_apart(files)

@@ -331,3 +331,6 @@ def test_a_test_set_within_the_folder_is_left_out_and_one_that_nobody_named_is_t
     assert together.problems[0].mend == f"give --test {tmp_path / 'Test'} to keep them apart"
     assert ([*pairs(apart)], apart.problems) == (["train/a"], ())
     assert ([*pairs(alone)], alone.problems) == (["b"], ())
+    for around in (tmp_path, tmp_path.parent):
+        with pytest.raises(DatasetError, match=f"test set {around} holds the data set {tmp_path}: give another folder"):
+            discover(*files, test=str(around))
