@@ -122,7 +122,8 @@ def decode_image(data: bytes) -> RawImage:
     if image.mode in _GREY_MODES:
         pixels = _plane(image)[None]
     else:
-        pixels = np.ascontiguousarray(np.moveaxis(_pixels(image, "RGB"), 2, 0))
+        colours = image if image.mode == "RGB" else image.convert("RGB")
+        pixels = np.stack([np.asarray(band) for band in colours.split()])
     if pixels.dtype == np.float32 and not np.isfinite(pixels).all():
         raise FileError("holds nan or infinite values", "replace them, with 0 for instance")
     return RawImage(pixels, transparent)
@@ -277,8 +278,8 @@ def _open(data: bytes) -> Image.Image:
             if image.format in ("JPEG", "MPO") and width * height > len(data) * _MOST_DENSE_JPEG:
                 raise ValueError(f"{len(data):,} bytes cannot unfold to {height} x {width} pixels")
             image.load()
-        displayed = ImageOps.exif_transpose(image)
-        return displayed.convert("LA") if displayed.mode == "La" else displayed  # "La" converts to nothing else
+        ImageOps.exif_transpose(image, in_place=True)  # else it copies what needs no turning
+        return image.convert("LA") if image.mode == "La" else image  # "La" converts to nothing else
     except FileError:
         raise
     except _DECODER_FAULTS as fault:

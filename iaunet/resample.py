@@ -104,11 +104,27 @@ def resize_mask(mask: NDArray[np.uint8], size: Size, window: Box | None = None) 
     Returns:
         (h, w), or that of the window, with the values of ``mask``; a copy where the size is the same.
     """
-    at, part = _part_for(mask, size, window)
-    if mask.shape == size:
-        return part.copy()
-    labels = _labels_of(part)
-    coverage = _resize_planes(one_hot(part, labels), size, window, at, _size(mask))
+    own = _size(mask)
+    if own == size or window is not None:
+        at, part = _part_for(mask, size, window)
+        return part.copy() if own == size else _resize_labels(part, size, window, at, own)
+    resized = np.zeros(size, np.uint8)
+    if blocks := _blocks_around(mask, size):
+        target = resized[_slices(blocks, size, own)]
+        target[...] = _resize_labels(mask[_slices(blocks, own, size)], _size(target))
+    return resized
+
+
+def _resize_labels(
+    mask: NDArray[np.uint8],
+    size: Size,
+    window: Box | None = None,
+    at: tuple[int, int] = (0, 0),
+    whole: Size | None = None,
+) -> NDArray[np.uint8]:
+    """As `resize_mask`, of a part as `_resize_planes` takes it."""
+    labels = _labels_of(mask)
+    coverage = _resize_planes(one_hot(mask, labels), size, window, at, whole)
     most = np.maximum(coverage.max(axis=0, initial=0), 1 - coverage.sum(axis=0)) - COVERAGE_TIE
     resized = np.zeros(coverage.shape[1:], np.uint8)
     for label, covered in zip(reversed(labels), reversed(coverage), strict=True):
@@ -152,17 +168,49 @@ def restored_dice(
     """As `ceiling_dice`, of masks (S, H, W) that `resize_mask` took to a size already, (h, w) each."""
     totals = dict.fromkeys(labels, Counts())
     for mask, small in zip(masks, resized, strict=True):
-        if not mask.any():
+        own, size = _size(mask), _size(small)
+        blocks = _blocks_around(mask, size)
+        if blocks is None:
             continue
-        decided = decide(resize_probabilities(one_hot(small, labels), _size(mask)), [0.5] * len(labels))
+        if reached := _blocks_around(small, own):
+            blocks = [(min(a[0], b[0]), max(a[1], b[1])) for a, b in zip(blocks, reached, strict=True)]
+        truth = mask[_slices(blocks, own, size)]
+        maps = one_hot(small[_slices(blocks, size, own)], labels)
+        decided = decide(resize_probabilities(maps, _size(truth)), [0.5] * len(labels))
         for index, label in enumerate(labels, start=1):
-            totals[label] += count(decided == index, mask == label)
+            totals[label] += count(decided == index, truth == label)
     return {label: counts.dice for label, counts in totals.items()}
 
 
 def _size(array: NDArray[np.generic]) -> Size:
     height, width = array.shape[-2:]
     return height, width
+
+
+_Blocks = list[tuple[int, int]]
+"""(first, end) in rows and in columns of blocks, into which arrays of two sizes are cut alike: as many of a whole number
+of pixels in both as there can be. Resized block by block, an array becomes what it becomes as a whole."""
+
+
+def _blocks_around(mask: NDArray[np.uint8], other: Size) -> _Blocks | None:
+    """The blocks that hold all values above 0 and what resizing to another size mixes them with; None of nothing."""
+    box = Image.fromarray(np.ascontiguousarray(mask)).getbbox()  # several times faster than numpy
+    if box is None:
+        return None
+    blocks = []
+    for start, end, own, there in zip((box[1], box[0]), (box[3], box[2]), _size(mask), other, strict=True):
+        number = math.gcd(own, there)
+        margin = 2 * max(own / there, 1.0) + 1  # what is mixed with them must itself be mixed with all that it is
+        first, last = (start - margin) * number / own, (end + margin) * number / own
+        blocks.append((max(0, math.floor(first)), min(number, math.ceil(last))))
+    return blocks
+
+
+def _slices(blocks: _Blocks, own: Size, other: Size) -> tuple[slice, slice]:
+    """Blocks as pixels of an array."""
+    sides = [here // math.gcd(here, there) for here, there in zip(own, other, strict=True)]
+    rows, columns = (slice(first * side, end * side) for (first, end), side in zip(blocks, sides, strict=True))
+    return rows, columns
 
 
 def _part_for(array: NDArray[Pixel], size: Size, window: Box | None) -> tuple[tuple[int, int], NDArray[Pixel]]:

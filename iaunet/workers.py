@@ -4,6 +4,7 @@ import concurrent.futures
 import contextlib
 import contextvars
 import errno
+import importlib
 import itertools
 import math
 import multiprocessing
@@ -130,16 +131,38 @@ _kept: contextvars.ContextVar[_Processes | None] = contextvars.ContextVar("kept_
 
 @contextlib.contextmanager
 def keeping_processes() -> Iterator[None]:
-    """Let every `map_in_processes` of the block work in the same processes, which end with it.
+    """Let every `map_in_processes` of the block work in the same processes, which end with the outermost block.
 
-    They are started by the first that has work for several.
+    They are started by the first that has work for several, or by `start_processes`.
     """
+    if _kept.get() is not None:
+        yield
+        return
     with contextlib.closing(_Processes()) as processes:
         token = _kept.set(processes)
         try:
             yield
         finally:
             _kept.reset(token)
+
+
+def start_processes(workers: int, module: str) -> None:
+    """Start the processes that the block keeps before there is work for them, while this one does something else.
+
+    Args:
+        workers: How many; one is none.
+        module: What each imports.
+    """
+    kept = _kept.get()
+    if kept is not None and workers > 1:
+        with _holding_interrupts(), contextlib.suppress(BrokenProcessPool, OSError):  # who has work will find out
+            pool = kept.pool(workers)
+            for _ in range(workers):
+                pool.submit(_import, module)
+
+
+def _import(module: str) -> None:
+    importlib.import_module(module)
 
 
 def _processes() -> contextlib.AbstractContextManager[_Processes]:

@@ -14,7 +14,7 @@ from iaunet.dataset import BINARY_CUT, DEFAULT_SLICING, IGNORED, MaskCoding, Pro
 from iaunet.errors import FileError
 from iaunet.planners.histogram import Histogram, Intensity
 from iaunet.planners.pictures import KeptPictures
-from iaunet.planners.suspicions import CaseShapes, measure_shape
+from iaunet.planners.suspicions import CaseShapes, extent, measure_shape
 from iaunet.resample import Size, ceiling_dice, resize_image, resize_mask, restored_dice
 from iaunet.stacks import Stack, read_mask_stack, read_stack
 
@@ -188,20 +188,20 @@ def _measure_shapes(
     """The shapes of the labels in evenly spread slices that have any; none of images too large to be quick."""
     if len(labels) > MOST_SHAPES or stack.shape[1] * stack.shape[2] > LARGEST_FOR_SHAPES:
         return ()
-    full = np.flatnonzero((labelled > 0).any(axis=(1, 2)))
-    return tuple(
-        CaseShapes(
-            name=task.case,
-            mask_file=str(task.mask_file),
-            shapes={
-                label: measure_shape(labelled[number] == label, stack.pixels[:, number].mean(axis=0, dtype=np.float32))
-                for label in labels
-                if (labelled[number] == label).any()
-            },
-            values=frozenset(values),
+    full = np.flatnonzero(labelled.any(axis=(1, 2)))
+    shapes = []
+    for number in full[:: -(-len(full) // MOST_SHAPE_SLICES) or 1]:
+        grey = _grey(stack, number)
+        found = ((label, labelled[number] == label) for label in labels)
+        shapes.append(
+            CaseShapes(
+                name=task.case,
+                mask_file=str(task.mask_file),
+                shapes={label: measure_shape(where, grey) for label, where in found if where.any()},
+                values=frozenset(values),
+            )
         )
-        for number in full[:: -(-len(full) // MOST_SHAPE_SLICES) or 1]
-    )
+    return tuple(shapes)
 
 
 def _fullest(foreground: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -265,11 +265,11 @@ def _measure_labels(
         height, width = compact.shape[1:]
         sizes = [(max(1, round(height * scale)), max(1, round(width * scale))) for scale in TILE_SCALES]
         tiles = [ceiling_dice(compact, size, labels) for size in sizes]
-    boxes = ndimage.find_objects(compact)
+    occupied = compact[tuple(extent(compact.any(axis=axes)) for axes in ((1, 2), (0, 2), (0, 1)))]
+    boxes = ndimage.find_objects(occupied)
     measures = {}
     for index, value in zip(labels, present, strict=True):
-        box = boxes[index - 1]
-        components, _ = ndimage.label(compact[box] == index, structure=np.ones((3, 3, 3)))
+        components, _ = ndimage.label(occupied[boxes[index - 1]] == index, structure=np.ones((3, 3, 3)))
         areas = np.bincount(components.ravel())[1:]
         measures[value] = LabelMeasures(
             share=float(areas.sum() / compact.size),
@@ -299,10 +299,15 @@ def _is_one_component(shape: NDArray[np.bool_]) -> bool:
     return bool(n == 1)
 
 
+def _grey(stack: Stack, number: int) -> NDArray[np.float32]:
+    """A slice [H, W] as the sum of its channels."""
+    return stack.pixels[:, number].sum(axis=0, dtype=np.float32)
+
+
 def _thumbnail(stack: Stack) -> NDArray[np.uint8]:
     """The middle slice, small and grey."""
-    middle = stack.pixels[:, stack.shape[0] // 2]
-    small: NDArray[np.float32] = resize_image(middle, (THUMBNAIL_SIDE, THUMBNAIL_SIDE)).mean(axis=0)
+    middle = _grey(stack, stack.shape[0] // 2)
+    small = resize_image(middle[None], (THUMBNAIL_SIDE, THUMBNAIL_SIDE))[0]
     low, high = float(small.min()), float(small.max())
     stretched: NDArray[np.uint8] = np.rint((small - low) * (255 / max(high - low, 1e-6))).astype(np.uint8)
     return stretched

@@ -136,8 +136,8 @@ def measure_shape(label_map: NDArray[np.bool_], grey: NDArray[np.float32]) -> Ma
     area = int(np.count_nonzero(label_map))
     if area == 0:
         raise ValueError("label map is empty")
-    in_rows, in_columns = label_map.sum(axis=1), label_map.sum(axis=0)
-    padded = np.pad(label_map[_extent(in_rows), _extent(in_columns)], 1)
+    rows, columns = extent(label_map.any(axis=1)), extent(label_map.any(axis=0))
+    padded = np.pad(label_map[rows, columns], 1)
     parts = _areas(padded, diagonal=True)
     holes = _hole_areas(padded)
     filled = area + float(holes.sum())
@@ -150,7 +150,7 @@ def measure_shape(label_map: NDArray[np.bool_], grey: NDArray[np.float32]) -> Ma
         width=2.0 * float(ndimage.distance_transform_cdt(padded).max()),
         diameter=math.sqrt(filled / n_parts * 4 / math.pi),
         relative_intensity=_relative_intensity(label_map, grey, area),
-        centre=(_centre(in_rows), _centre(in_columns)),
+        centre=(_centre(padded, 1, rows, len(label_map)), _centre(padded, 0, columns, len(label_map.T))),
     )
 
 
@@ -183,16 +183,16 @@ def find_suspicions(cases: Sequence[CaseShapes]) -> list[Problem]:
     return problems
 
 
-def _extent(counts: NDArray[np.integer]) -> slice:
-    """From the first to the last row or column that holds anything."""
-    found = np.flatnonzero(counts)
-    return slice(int(found[0]), int(found[-1]) + 1)
+def extent(found: NDArray[np.bool_]) -> slice:
+    """From the first to the last of the rows or columns that hold anything, of which there is one at least."""
+    places = np.flatnonzero(found)
+    return slice(int(places[0]), int(places[-1]) + 1)
 
 
-def _centre(counts: NDArray[np.integer]) -> float:
-    """The centre of mass along an axis of which the counts of each row or column are given, 0 to 1."""
-    positions = (np.arange(len(counts)) + 0.5) / len(counts)
-    return float(np.average(positions, weights=counts))
+def _centre(padded: NDArray[np.bool_], axis: int, own: slice, side: int) -> float:
+    """The centre of mass along the axis that is not summed over, 0 to 1, of what lies at ``own`` of its pixels."""
+    counts = padded.sum(axis=axis)[1:-1]
+    return float(np.average(np.arange(own.start, own.stop) + 0.5, weights=counts) / side)
 
 
 def _areas(shape: NDArray[np.bool_], diagonal: bool = False) -> NDArray[np.int64]:

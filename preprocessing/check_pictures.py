@@ -78,7 +78,7 @@ class Window:
         So they are all as bright beside each other as they are in truth.
         """
         channels = len(images[0])
-        every = [image[:, ::2, ::2].reshape(channels, -1).astype(np.float32) for image in images]
+        every = [image[:, ::4, ::4].reshape(channels, -1).astype(np.float32) for image in images]
         values = np.concatenate(every, axis=1)
         if channels == 3:
             values = values.reshape(1, -1)

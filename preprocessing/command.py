@@ -1,12 +1,12 @@
 """The command ``iaunet_plan_and_preprocess``."""
 
 import argparse
-import contextlib
 import importlib
+import itertools
 import logging
 import os
-import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,9 @@ logger = logging.getLogger(__name__)
 
 LONG = 24 * 3600.0
 NARROW = 8
+
+MEASURING = "iaunet.planners.measures"
+"""What the processes need first."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -84,6 +87,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    from iaunet.workers import IMAGES_WORTH_A_PROCESS, keeping_processes, start_processes
+
+    with keeping_processes():
+        workers = max(1, arguments.workers)
+        few = 2 * IMAGES_WORTH_A_PROCESS * workers  # an image and a mask a case
+        if sum(_count_files(Path(dataset), few) for dataset in arguments.datasets) >= few:
+            start_processes(workers, MEASURING)  # which takes them as long as the imports below take this one
+        return _prepare(arguments, workers)
+
+
+def _prepare(arguments: argparse.Namespace, workers: int) -> int:
     from iaunet.errors import DatasetError
     from iaunet.planners.planner import find_planner
     from iaunet.preprocessing.preparation import Preparation, locate_dataset, prepare_dataset
@@ -111,51 +125,77 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.no_test:
         said["test"] = None
     wish = Preparation(
-        workers=max(1, arguments.workers),
+        workers=workers,
         replan=arguments.replan,
         verify_only=arguments.verify_only,
         dry_run=arguments.dry_run,
     )
-    before_reading = _begin_imports if not wish.verify_only else lambda: None
-    for dataset in arguments.datasets:
-        folder, found = locate_dataset(workspace, dataset, said, arguments.dataset_name)
-        prepared = prepare_dataset(folder, found, wish, before_reading)
-        for line in describe(prepared):
-            logger.info("%s", line)
-        if prepared.plan is not None:
-            logger.info("%s", _estimate_time(prepared.plan, len(prepared.dataset.cases), found.n_folds))
+    with ThreadPoolExecutor(1) as thread:
+        timing = _Timing(thread)
+        begin = timing.begin if not wish.verify_only else lambda: None
+        for dataset in arguments.datasets:
+            folder, found = locate_dataset(workspace, dataset, said, arguments.dataset_name)
+            prepared = prepare_dataset(folder, found, wish, begin, timing.try_network)
+            for line in describe(prepared):
+                logger.info("%s", line)
+            if prepared.plan is not None:
+                logger.info("%s", timing.tell(prepared.plan, len(prepared.dataset.cases), found.n_folds))
     return ALL_DONE
 
 
-def _begin_imports() -> None:
-    """Import what estimates the time, torch above all, while others read files."""
-    threading.Thread(target=_import_timing).start()
+class _Timing:
+    """Finds out how long training will take on this machine: a few small steps are really run.
+
+    torch is imported while others read files, and the network tried while they make arrays; what counts runs alone.
+
+    Args:
+        thread: Where that is done.
+    """
+
+    def __init__(self, thread: ThreadPoolExecutor) -> None:
+        self._thread = thread
+        self._time_row: Future[Callable[[], float]] | None = None
+
+    def begin(self) -> None:
+        """Import what times networks, torch above all; a fault shows when it is used."""
+        self._thread.submit(importlib.import_module, "iaunet.networks.timing")
+
+    def try_network(self, plan: "Plan") -> None:
+        """Have a plan's network make its first step, which takes longer than any other; none of a stranger's."""
+        self._time_row = None if ":" in plan.network.name else self._thread.submit(_try_network, plan)
+
+    def tell(self, plan: "Plan", n_cases: int, n_folds: int) -> str:
+        """The line about the time of all folds."""
+        if self._time_row is None:
+            return f"time       not estimated: {plan.network.name} is not run without --network"
+        seconds = self._time_row.result()()
+
+        from iaunet.device import choose_device, describe_device
+        from iaunet.durations import duration
+
+        device = choose_device("auto")
+        recipe = plan.recipe
+        drawn = n_cases * recipe.draws_a_case * (n_folds - 1) / n_folds
+        rows = min(drawn, recipe.most_steps_an_epoch * recipe.batch_size)
+        total = n_folds * recipe.epochs * rows * seconds
+        is_slow = device.type == "cpu" and total > LONG and plan.network.width > NARROW
+        narrower = f"; --width {NARROW} is much faster" if is_slow else ""
+        return f"time       about {duration(total)} for {n_folds} folds on {describe_device(device)}{narrower}"
 
 
-def _import_timing() -> None:
-    with contextlib.suppress(Exception):  # as when the command ends meanwhile; where it is used it is imported again
-        importlib.import_module("iaunet.networks.timing")
-
-
-def _estimate_time(plan: "Plan", n_cases: int, n_folds: int) -> str:
-    """How long all folds will take on this machine; a few small steps are really run."""
-    from iaunet.device import choose_device, describe_device
-    from iaunet.durations import duration
-    from iaunet.networks.timing import time_row
+def _try_network(plan: "Plan") -> Callable[[], float]:
+    from iaunet.device import choose_device
+    from iaunet.networks.timing import prepare_timing
     from iaunet.planners.plan import build_planned_network
 
-    if ":" in plan.network.name:
-        return f"time       not estimated: {plan.network.name} is not run without --network"
-    device = choose_device("auto")
     network = build_planned_network(plan)
-    seconds = time_row(network, plan.channels, len(plan.labels), plan.input_size, device)
-    recipe = plan.recipe
-    drawn = n_cases * recipe.draws_a_case * (n_folds - 1) / n_folds
-    rows = min(drawn, recipe.most_steps_an_epoch * recipe.batch_size)
-    total = n_folds * recipe.epochs * rows * seconds
-    is_slow = device.type == "cpu" and total > LONG and plan.network.width > NARROW
-    narrower = f"; --width {NARROW} is much faster" if is_slow else ""
-    return f"time       about {duration(total)} for {n_folds} folds on {describe_device(device)}{narrower}"
+    return prepare_timing(network, plan.channels, len(plan.labels), plan.input_size, choose_device("auto"))
+
+
+def _count_files(folder: Path, most: int) -> int:
+    """How many files a folder holds, no further than ``most``."""
+    files = (name for _, _, names in os.walk(folder) for name in names)
+    return sum(1 for _ in itertools.islice(files, most))
 
 
 def _absolute(path: Path | None) -> str | None:

@@ -138,7 +138,11 @@ def prepare(
 
 
 def prepare_dataset(
-    folder: DatasetFolder, source: Source, wish: Preparation, before_reading: Callable[[], None] = lambda: None
+    folder: DatasetFolder,
+    source: Source,
+    wish: Preparation,
+    when_found: Callable[[], None] = lambda: None,
+    when_planned: Callable[[Plan], None] = lambda plan: None,
 ) -> Prepared:
     """Read, check, fingerprint, plan and preprocess a dataset.
 
@@ -146,7 +150,8 @@ def prepare_dataset(
         folder: Where the results go.
         source: Where the raw data lie and how to read them.
         wish: How to prepare them.
-        before_reading: Called once it is known what images and masks there are, before they are read.
+        when_found: Called once it is known what images and masks there are, before they are read.
+        when_planned: Called with the plan before the arrays are made.
 
     Raises:
         IaunetError: The raw data have faults (all of them are in problems.csv), a plan or split cannot be made, or
@@ -163,7 +168,7 @@ def prepare_dataset(
         logger.info("%s: %s", folder.name, layout.understood)
         is_first = not (wish.verify_only or wish.dry_run or folder.preprocessed.exists())
         pictures = kept.if_there_is_room(len(layout.cases)) if is_first else None
-        before_reading()
+        when_found()
         reading = fingerprint_dataset(
             Path(source.root), layout.cases, wish.workers, source.skip_faulty, layout.slicing, layout.coding, pictures
         )
@@ -185,7 +190,7 @@ def prepare_dataset(
             logger.info("%d cases are used, those with faults are left out", len(dataset.cases))
         prepared = Prepared(folder, dataset, reading.fingerprint, held_out=held_out)
         if not wish.verify_only:
-            prepared = _plan_and_preprocess(prepared, reading.fingerprint, wish, pictures)
+            prepared = _plan_and_preprocess(prepared, reading.fingerprint, wish, pictures, when_planned)
         page.write(reading.fingerprint, prepared)
         return prepared
 
@@ -240,7 +245,11 @@ class _Page:
 
 
 def _plan_and_preprocess(
-    prepared: Prepared, fingerprint: Fingerprint, wish: Preparation, pictures: KeptPictures | None
+    prepared: Prepared,
+    fingerprint: Fingerprint,
+    wish: Preparation,
+    pictures: KeptPictures | None,
+    when_planned: Callable[[Plan], None],
 ) -> Prepared:
     folder, dataset, source = prepared.folder, prepared.dataset, prepared.dataset.source
     plan, splits = plan_dataset(
@@ -259,6 +268,7 @@ def _plan_and_preprocess(
         plan = _edited_plan(folder, dataset, fingerprint, plan) or plan
     _tell_changes(folder, plan)
     _tell_data_changes(folder, fingerprint)
+    when_planned(plan)
     prepared = dataclasses.replace(prepared, plan=plan, splits=splits)
     if wish.dry_run:
         return prepared

@@ -3,7 +3,7 @@ import time
 import torch
 
 from iaunet.networks import build_network
-from iaunet.networks.timing import time_row
+from iaunet.networks.timing import prepare_timing
 
 
 class Sleeper(torch.nn.Module):
@@ -22,7 +22,7 @@ class Sleeper(torch.nn.Module):
 
 
 def test_the_time_of_a_row_is_scaled_by_its_pixels():
-    seconds = time_row(Sleeper(0.05), 3, 1, (128, 128), torch.device("cpu"))
+    seconds = prepare_timing(Sleeper(0.05), 3, 1, (128, 128), torch.device("cpu"))()
 
     assert seconds >= 0.05 * 16
     assert seconds < 0.05 * 16 * 10
@@ -32,16 +32,14 @@ def test_a_network_that_pads_is_timed_at_a_size_that_it_takes_as_it_is():
     network = Sleeper(0.02)
     network.multiple = 256
 
-    seconds = time_row(network, 3, 1, (256, 256), torch.device("cpu"))
+    seconds = prepare_timing(network, 3, 1, (256, 256), torch.device("cpu"))()
 
     assert network.sides == {256}
     assert seconds >= 0.02
 
 
 def test_a_wider_network_takes_longer_a_row():
-    narrow, wide = (
-        time_row(build_network("unet", channels=1, labels=1, width=w, depth=3), 1, 1, (128, 128), torch.device("cpu"))
-        for w in (4, 64)
-    )
+    networks = (build_network("unet", channels=1, labels=1, width=width, depth=3) for width in (4, 64))
+    narrow, wide = (prepare_timing(network, 1, 1, (128, 128), torch.device("cpu"))() for network in networks)
 
     assert wide > narrow
