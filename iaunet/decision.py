@@ -19,7 +19,7 @@ def decide(probabilities: NDArray[np.float32], thresholds: Sequence[float]) -> N
     Raises:
         ValueError: The thresholds are not one a label.
     """
-    reached = _reached(probabilities, thresholds)
+    reached = find_reached(probabilities, thresholds)
     if len(reached) == 1:
         return reached.astype(np.uint8).reshape(reached.shape[1:])
     mask = np.zeros(reached.shape[1:], np.uint8)
@@ -47,7 +47,7 @@ def decide_regions(
     Raises:
         ValueError: The thresholds or the values are not one a region.
     """
-    reached = _reached(probabilities, thresholds)
+    reached = find_reached(probabilities, thresholds)
     if len(regions_class_order) != len(reached):
         raise ValueError(f"{len(regions_class_order)} values in regions_class_order for {len(reached)} regions")
     mask = np.zeros(reached.shape[1:], np.uint8)
@@ -56,7 +56,12 @@ def decide_regions(
     return mask
 
 
-def _reached(probabilities: NDArray[np.float32], thresholds: Sequence[float]) -> NDArray[np.bool_]:
+def find_reached(probabilities: NDArray[np.float32], thresholds: Sequence[float]) -> NDArray[np.bool_]:
+    """Where each map of probabilities (L, ...) reaches its threshold.
+
+    Raises:
+        ValueError: The thresholds are not one a map.
+    """
     if len(thresholds) != len(probabilities):
         raise ValueError(f"{len(thresholds)} thresholds for {len(probabilities)} maps of probabilities")
     # In the dtype of the probabilities, or a float32 0.3 would not reach 0.3.

@@ -79,9 +79,10 @@ def training_precision(device: torch.device) -> torch.dtype | None:
     """The type that training takes products in on a device, None for plain float32.
 
     Beside that of prediction, CPUs with units for products of bfloat16 matrices (AMX) use them: steps take up to a
-    third of the time. Masks are predicted in float32 there, so that they do not depend on the kind of CPU.
+    third of the time. Masks are predicted in float32 there, unless asked for otherwise, so that they do not depend on
+    the kind of CPU.
     """
-    return torch.bfloat16 if device.type == "cpu" and _has_matrix_units() else mixed_precision(device)
+    return torch.bfloat16 if is_faster_in_bfloat16(device) else mixed_precision(device)
 
 
 def precision_name(precision: torch.dtype | None) -> Precision:
@@ -99,6 +100,11 @@ def begun_precision(name: Precision | None, device: torch.device) -> torch.dtype
     if name is None or (name == "float16" and device.type != "cuda"):
         return mixed_precision(device)
     return PRECISIONS[name]
+
+
+def is_faster_in_bfloat16(device: torch.device) -> bool:
+    """Whether a device is a CPU with units for products of bfloat16 matrices (AMX)."""
+    return device.type == "cpu" and _has_matrix_units()
 
 
 def _has_matrix_units() -> bool:

@@ -58,6 +58,29 @@ def resize_probabilities(probabilities: NDArray[np.float32], size: Size) -> NDAr
     return _resize_planes(probabilities.astype(np.float32, copy=False), size)
 
 
+def resize_around(
+    probabilities: NDArray[np.float32], where: NDArray[np.bool_], size: Size
+) -> tuple[tuple[slice, slice], NDArray[np.float32]] | None:
+    """Resize maps of probabilities where something depends on some of their pixels.
+
+    Args:
+        probabilities: (L, H, W) in [0, 1].
+        where: (H, W), true at these pixels.
+        size: (h, w) in pixels, at least 1 each.
+
+    Returns:
+        Rows and columns of the resized maps, and what lies there, as `resize_probabilities` makes it but for the last
+        bit; None where no pixel is meant.
+    """
+    own = _size(where)
+    blocks = _blocks_around(where.astype(np.uint8), size)
+    if blocks is None:
+        return None
+    rows, columns = _slices(blocks, size, own)
+    part = probabilities[:, *_slices(blocks, own, size)]
+    return (rows, columns), resize_probabilities(part, (rows.stop - rows.start, columns.stop - columns.start))
+
+
 def resize_strip(strip: NDArray[np.float32], first: int, whole: Size, size: Size, rows: range) -> NDArray[np.float32]:
     """Rows of resized maps, of which only some rows are there.
 
@@ -188,8 +211,8 @@ def _size(array: NDArray[np.generic]) -> Size:
 
 
 _Blocks = list[tuple[int, int]]
-"""(first, end) in rows and in columns of blocks, into which arrays of two sizes are cut alike: as many of a whole number
-of pixels in both as there can be. Resized block by block, an array becomes what it becomes as a whole."""
+"""(first, end) in rows and in columns of blocks, into which arrays of two sizes are cut alike: as many of a whole
+number of pixels in both as there can be. Resized from block to block, a part becomes what it becomes in the whole."""
 
 
 def _blocks_around(mask: NDArray[np.uint8], other: Size) -> _Blocks | None:

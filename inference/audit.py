@@ -18,13 +18,14 @@ from iaunet.storage import make_folder, naming_disk_faults
 
 @dataclass(frozen=True, kw_only=True)
 class AuditSettings:
-    """All that masks depend on beside the weights: averaging over flips, a temperature a network, and what follows the
-    networks, see `iaunet.inference.postprocessing.Postprocessing`."""
+    """All that masks depend on beside the weights: averaging over flips, a temperature a network, what follows the
+    networks, see `iaunet.inference.postprocessing.Postprocessing`, and the precision, None for the device's usual."""
 
     mirroring: bool
     temperatures: tuple[float, ...]
     thresholds: tuple[float, ...]
     cleaning: tuple[LabelCleaning, ...]
+    precision: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

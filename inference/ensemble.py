@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from iaunet.device import autocasting
+from iaunet.device import PRECISIONS, Precision, casting, mixed_precision
 from iaunet.inference.out_of_fold import LOWEST_PROBABILITY
 
 FLIPS: tuple[tuple[int, ...], ...] = ((), (-1,), (-2,), (-2, -1))
@@ -38,6 +38,7 @@ class Ensemble(nn.Module):
         networks: Each maps images to logits of their size; one at least.
         flips: The axes of each pass, see `FLIPS`.
         temperatures: One a network, above 0; None for 1 each, which changes nothing.
+        precision: The type that products are taken in; None for what is usual on the device.
 
     Raises:
         ValueError: There is no network, or the temperatures are not one a network.
@@ -48,6 +49,7 @@ class Ensemble(nn.Module):
         networks: Sequence[nn.Module],
         flips: Sequence[tuple[int, ...]] = FLIPS[:1],
         temperatures: Sequence[float] | None = None,
+        precision: Precision | None = None,
     ) -> None:
         super().__init__()
         if not networks:
@@ -57,6 +59,7 @@ class Ensemble(nn.Module):
         self.networks = nn.ModuleList(networks)
         self.flips = tuple(flips)
         self.temperatures = tuple(temperatures or (1.0,) * len(networks))
+        self.precision = precision
 
     def forward(self, inputs: Tensor) -> Tensor:
         """The mean of what the networks say."""
@@ -65,8 +68,16 @@ class Ensemble(nn.Module):
     def members(self, inputs: Tensor) -> Iterator[MemberOutput]:
         """What each network says, one after the other."""
         for network, temperature in zip(self.networks, self.temperatures, strict=True):
-            passes = [_pass(network, inputs, axes) for axes in self.flips]
+            passes = [self._pass(network, inputs, axes) for axes in self.flips]
             yield MemberOutput(passes, temper(mean_probabilities(passes), temperature))
+
+    def _pass(self, network: nn.Module, inputs: Tensor, axes: tuple[int, ...]) -> Tensor:
+        """The probabilities of one flip, turned back."""
+        precision = PRECISIONS[self.precision] if self.precision else mixed_precision(inputs.device)
+        with casting(inputs.device, precision):
+            logits = network(inputs.flip(axes) if axes else inputs)
+        probabilities: Tensor = logits.float().sigmoid()
+        return probabilities.flip(axes) if axes else probabilities
 
 
 def mean_probabilities(maps: Sequence[Tensor]) -> Tensor:
@@ -83,11 +94,3 @@ def temper(probabilities: Tensor, temperature: float) -> Tensor:
         return probabilities
     p = probabilities.clamp(LOWEST_PROBABILITY, 1 - LOWEST_PROBABILITY)
     return torch.sigmoid((torch.log(p) - torch.log1p(-p)) / temperature)
-
-
-def _pass(network: nn.Module, inputs: Tensor, axes: tuple[int, ...]) -> Tensor:
-    """The probabilities of one flip, turned back."""
-    with autocasting(inputs.device):
-        logits = network(inputs.flip(axes) if axes else inputs)
-    probabilities: Tensor = logits.float().sigmoid()
-    return probabilities.flip(axes) if axes else probabilities

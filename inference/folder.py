@@ -329,6 +329,7 @@ class _Work:
             temperatures=self.predictor.ensemble.temperatures,
             thresholds=self.plan.inference.thresholds,
             cleaning=self.predictor.cleaning,
+            precision=self.predictor.ensemble.precision,
         )
 
     def load(self, case: InputCase) -> CaseInput:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from iaunet.allocation import keep_freed_memory
+from iaunet.device import Precision
 from iaunet.discovery import natural_order
 from iaunet.engines import Engine
 from iaunet.engines.parts import Part
@@ -34,6 +35,7 @@ class ModelChoice:
     trusted_network: str | None = None
     postprocessing: bool = True
     fast: bool = False
+    precision: Precision | None = None
 
     def load(self) -> Predictor:
         """The predictor.
@@ -42,7 +44,7 @@ class ModelChoice:
             PredictionError: As `Predictor.from_dataset` and `Predictor.from_model`.
             ValueError: Neither a dataset nor a model's file is given.
         """
-        how = self.device, self.mirroring, self.trusted_network, self.postprocessing, self.fast
+        how = self.device, self.mirroring, self.trusted_network, self.postprocessing, self.fast, self.precision
         if self.model is not None:
             return Predictor.from_model(self.model, *how)
         if self.dataset is None:

@@ -123,6 +123,12 @@ class Assembly:
         if self._uncertainty is not None:
             assert row.uncertainty is not None  # asked for with every row or with none
             maps = np.concatenate([maps, row.uncertainty[None]])
+        if place.geometry.is_whole and self._probabilities is None and self._uncertainty is None:
+            reached = self._plan.reached(maps)  # resized, only what lies around these pixels can reach its threshold
+            if found := place.geometry.restore_around(maps, reached):
+                area, restored = found
+                self._labels[place.slice][area] = self._plan.decide(restored)
+            return
         if place.geometry.is_whole:
             self._keep(place.slice, 0, place.geometry.restore(maps))
             return

@@ -70,6 +70,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--fast", action="store_true", help="one fold and one pass an image")
     parser.add_argument("--overwrite", action="store_true", help="replace masks of another model")
     parser.add_argument("--device", default="auto", metavar="DEVICE", help="auto, cpu, cuda, cuda:1, mps")
+    parser.add_argument(
+        "--precision",
+        choices=("float32", "bfloat16"),
+        help="the type that products are taken in (default: float32 on CPUs, 16 bits on GPUs); on CPUs with units for "
+        "bfloat16 (AMX) that takes down to a third of the time, and changes masks a little",
+    )
     add_engine_options(parser, part_of="images")
     parser.add_argument(
         "--parts", type=int, metavar="N", help=f"shares of the images that an engine works on (default: {PARTS})"
@@ -102,6 +108,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
     engine, part = read_engine_options(*given, arguments.output.resolve() / ENGINE)
 
+    from iaunet.device import is_faster_in_bfloat16
     from iaunet.inference.folder import FolderOptions, list_inputs, predict_cases, predict_folder
     from iaunet.inference.held_out import input_cases, load_held_out, require_usable
     from iaunet.inference.jobs import predict_on_engine
@@ -115,6 +122,8 @@ def _run(arguments: argparse.Namespace) -> int:
         require_usable(held_out, predictor.plan, folder)
     for line in _describe(predictor):
         logger.info("%s", line)
+    if engine is None and arguments.precision is None and is_faster_in_bfloat16(predictor.device):
+        logger.info("note       this CPU predicts faster with --precision bfloat16, which changes masks a little")
     options = FolderOptions(
         overlay=arguments.overlay,
         probabilities=arguments.probabilities,
@@ -166,6 +175,7 @@ def _choice(arguments: argparse.Namespace, folder: "DatasetFolder | None") -> "M
         trusted_network=arguments.network,
         postprocessing=not arguments.no_postprocessing,
         fast=arguments.fast,
+        precision=arguments.precision,
     )
 
 

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from iaunet.device import choose_device
+from iaunet.device import Precision, choose_device
 from iaunet.errors import FileError, PredictionError
 from iaunet.exhaustion import MEMORY_FAULTS, is_out_of_memory
 from iaunet.inference.best import find_chosen
@@ -58,6 +58,8 @@ class Predictor:
         tuning: What was learnt of the networks out of fold; None for nothing.
         members: The name of each network, by which ``tuning`` knows it; None where they have none.
         familiar: What the training images are like: others are flagged; None where that is not known.
+        precision: The type that products are taken in: None for float32 on CPUs, so that masks do not depend on the
+            kind of CPU, and for 16 bits on GPUs. Probabilities are float32 in any case.
 
     Raises:
         ValueError: There is no network, or the members are not one a network.
@@ -72,6 +74,7 @@ class Predictor:
         tuning: Tuning | None = None,
         members: Sequence[NetworkName] | None = None,
         familiar: Familiar | None = None,
+        precision: Precision | None = None,
     ) -> None:
         self.tuning = tuning = tuning or Tuning()
         self.members = tuple([NetworkName()] * len(networks) if members is None else members)
@@ -87,7 +90,7 @@ class Predictor:
         self.judge: Judge | None = tuning.judge(self.members, mirrors)
         self.batch_size = BATCH_SIZES.get(device.type, 1)
         self._changing = threading.Lock()
-        ensemble = Ensemble(networks, FLIPS if mirrors else FLIPS[:1], tuning.temperatures(self.members))
+        ensemble = Ensemble(networks, FLIPS if mirrors else FLIPS[:1], tuning.temperatures(self.members), precision)
         self.ensemble = _ready(ensemble, device)
 
     @property
@@ -111,6 +114,7 @@ class Predictor:
         trusted_network: str | None = None,
         postprocessing: bool = True,
         fast: bool = False,
+        precision: Precision | None = None,
     ) -> "Predictor":
         """The ensemble of a dataset's runs, those that ``iaunet_find_best`` chose or the only one.
 
@@ -123,6 +127,7 @@ class Predictor:
             trusted_network: See `from_runs`.
             postprocessing: Whether masks are postprocessed as ``iaunet_find_best`` chose.
             fast: Whether one network is enough, the first.
+            precision: See the class.
 
         Raises:
             PredictionError: A run or fold is unknown or not finished, or there are several runs and none was chosen;
@@ -136,9 +141,8 @@ class Predictor:
         if fast:
             found = found[:1]
             folds = (folds or [choose_folds(found[0], None)[0].fold])[:1]
-        return cls.from_runs(
-            found, folds, device, mirroring, trusted_network, tuning, find_familiar(folder, found[0].record.plan)
-        )
+        familiar = find_familiar(folder, found[0].record.plan)
+        return cls.from_runs(found, folds, device, mirroring, trusted_network, tuning, familiar, precision)
 
     @classmethod
     def from_runs(
@@ -150,6 +154,7 @@ class Predictor:
         trusted_network: str | None = None,
         tuning: Tuning | None = None,
         familiar: Familiar | None = None,
+        precision: Precision | None = None,
     ) -> "Predictor":
         """The ensemble of the finished folds of runs.
 
@@ -161,6 +166,7 @@ class Predictor:
             trusted_network: A stranger's network ``package.module:function`` whose code may be run.
             tuning: See the class.
             familiar: See the class.
+            precision: See the class.
 
         Raises:
             PredictionError: A fold is not finished, the runs do not take the same input, or a run's network is a
@@ -189,7 +195,7 @@ class Predictor:
                 load_weights(folder.weights, network)
                 networks.append(network)
                 members.append(NetworkName(run=run.name, fold=folder.fold, weights_sha256=folder.weights_digest()))
-        return cls(plan, networks, choose_device(device), mirroring, tuning, members, familiar)
+        return cls(plan, networks, choose_device(device), mirroring, tuning, members, familiar, precision)
 
     @classmethod
     def from_model(
@@ -200,6 +206,7 @@ class Predictor:
         trusted_network: str | None = None,
         postprocessing: bool = True,
         fast: bool = False,
+        precision: Precision | None = None,
     ) -> "Predictor":
         """The ensemble of a model's file and what was learnt of it, see `iaunet.inference.model_file.open_model`.
 
@@ -210,6 +217,7 @@ class Predictor:
             trusted_network: See `from_runs`.
             postprocessing: See `from_dataset`.
             fast: See `from_dataset`.
+            precision: See the class.
 
         Raises:
             PredictionError: The file is none of ours, damaged or changed, or a network is a stranger's that is not
@@ -227,6 +235,7 @@ class Predictor:
             tuning,
             model.members,
             model.facts.familiar,
+            precision,
         )
 
     @property
@@ -245,6 +254,7 @@ class Predictor:
             "thresholds": list(plan.inference.thresholds),
             "cleaning": to_json(self.cleaning),
             "labels": dict(zip(plan.value_names, plan.coding.written, strict=True)),
+            **({"precision": self.ensemble.precision} if self.ensemble.precision else {}),
         }
 
     @overload

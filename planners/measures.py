@@ -265,7 +265,7 @@ def _measure_labels(
         height, width = compact.shape[1:]
         sizes = [(max(1, round(height * scale)), max(1, round(width * scale))) for scale in TILE_SCALES]
         tiles = [ceiling_dice(compact, size, labels) for size in sizes]
-    occupied = compact[tuple(extent(compact.any(axis=axes)) for axes in ((1, 2), (0, 2), (0, 1)))]
+    occupied = compact[tuple(extent(compact, axis) for axis in range(compact.ndim))]
     boxes = ndimage.find_objects(occupied)
     measures = {}
     for index, value in zip(labels, present, strict=True):
@@ -301,7 +301,8 @@ def _is_one_component(shape: NDArray[np.bool_]) -> bool:
 
 def _grey(stack: Stack, number: int) -> NDArray[np.float32]:
     """A slice [H, W] as the sum of its channels."""
-    return stack.pixels[:, number].sum(axis=0, dtype=np.float32)
+    grey: NDArray[np.float32] = stack.pixels[:, number].sum(axis=0, dtype=np.float32)
+    return grey
 
 
 def _thumbnail(stack: Stack) -> NDArray[np.uint8]:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from iaunet.dataset import DEFAULT_SLICING, MaskCoding, Slicing
-from iaunet.decision import decide, decide_regions
+from iaunet.decision import decide, decide_regions, find_reached
 from iaunet.errors import NetworkError, PlanError
 from iaunet.networks import DEPTHS, build_network, check_network
 from iaunet.planners.recipes import Recipe
@@ -179,6 +179,11 @@ class Plan:
     def arrays_digest(self) -> str:
         """Names what the preprocessed arrays depend on: the data and how they are prepared."""
         return digest({name: to_json(getattr(self, name)) for name in ("fingerprint", *PREPARATION)})
+
+    def reached(self, probabilities: NDArray[np.float32]) -> NDArray[np.bool_]:
+        """Where [...] any of the probabilities [outputs, ...] reaches its threshold."""
+        reached: NDArray[np.bool_] = find_reached(probabilities, self.inference.thresholds).any(axis=0)
+        return reached
 
     def decide(self, probabilities: NDArray[np.float32]) -> NDArray[np.uint8]:
         """The labels [...] of probabilities [outputs, ...], see `iaunet.decision`."""

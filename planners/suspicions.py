@@ -136,7 +136,7 @@ def measure_shape(label_map: NDArray[np.bool_], grey: NDArray[np.float32]) -> Ma
     area = int(np.count_nonzero(label_map))
     if area == 0:
         raise ValueError("label map is empty")
-    rows, columns = extent(label_map.any(axis=1)), extent(label_map.any(axis=0))
+    rows, columns = extent(label_map, 0), extent(label_map, 1)
     padded = np.pad(label_map[rows, columns], 1)
     parts = _areas(padded, diagonal=True)
     holes = _hole_areas(padded)
@@ -183,9 +183,9 @@ def find_suspicions(cases: Sequence[CaseShapes]) -> list[Problem]:
     return problems
 
 
-def extent(found: NDArray[np.bool_]) -> slice:
-    """From the first to the last of the rows or columns that hold anything, of which there is one at least."""
-    places = np.flatnonzero(found)
+def extent(mask: NDArray[np.generic], axis: int) -> slice:
+    """From the first to the last place along an axis where a mask, which is not empty, holds anything."""
+    places = np.flatnonzero(mask.any(axis=tuple(other for other in range(mask.ndim) if other != axis)))
     return slice(int(places[0]), int(places[-1]) + 1)
 
 

@@ -150,6 +150,16 @@ class Geometry:
             raise ValueError("a part of a picture cannot be restored alone: put the parts together first")
         return resample.resize_probabilities(self.crop(probabilities), self.native_size)
 
+    def restore_around(
+        self, probabilities: NDArray[np.float32], where: NDArray[np.bool_]
+    ) -> tuple[tuple[slice, slice], NDArray[np.float32]] | None:
+        """As `restore`, only what depends on some pixels (*input_size); see `iaunet.resample.resize_around`."""
+        if not self.is_whole:
+            raise ValueError("a part of a picture cannot be restored alone: put the parts together first")
+        top, left, height, width = self.content
+        content = where[top : top + height, left : left + width]
+        return resample.resize_around(self.crop(probabilities), content, self.native_size)
+
     @property
     def _margins(self) -> tuple[tuple[int, int], tuple[int, int]]:
         top, left, height, width = self.content

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from iaunet.resample import (
     ceiling_dice,
     one_hot,
+    resize_around,
     resize_image,
     resize_mask,
     resize_probabilities,
@@ -17,6 +18,7 @@ from iaunet.resample import (
 SIDES = st.integers(1, 60)
 SIZES = st.tuples(SIDES, SIDES)
 SEEDS = st.integers(0, 2**32 - 1)
+FACTORS = st.integers(1, 12)
 
 
 def triangle_weights(length, target):
@@ -122,6 +124,61 @@ def test_a_binary_mask_is_its_coverage_of_a_half_or_more(seed, size, target, val
     coverage = resize_by_the_textbook((mask == value)[None], target)[0]
 
     np.testing.assert_array_equal(resize_mask(mask, target), np.where(coverage >= 0.5 - 1e-6, value, 0))
+
+
+@st.composite
+def small_parts(draw):
+    """Pixels in a corner, in the middle or at the side of a larger picture, whose two sizes may have much in common."""
+    size, target = (tuple(side * draw(FACTORS) for side in (5, 7)) for _ in range(2))
+    edges = [sorted((draw(st.integers(0, side)), draw(st.integers(0, side)))) for side in size]
+    where = np.zeros(size, bool)
+    where[tuple(slice(*edge) for edge in edges)] = True
+    return where, target
+
+
+@given(SEEDS, small_parts())
+def test_a_mask_is_resized_alike_whether_or_not_it_is_empty_around_a_part(seed, part):
+    where, target = part
+    mask = np.where(where, random_mask(seed, where.shape, [0, 1, 2]), 0).astype(np.uint8)
+    coverage = resize_image(one_hot(mask, [1, 2]), target)
+
+    resized = resize_mask(mask, target)
+
+    background = 1 - coverage.sum(axis=0)
+    most = np.maximum(coverage.max(axis=0), background) - 1e-6
+    expected = np.where(coverage[0] >= most, 1, np.where(coverage[1] >= most, 2, 0))
+    np.testing.assert_array_equal(resized, mask if where.shape == target else expected)
+
+
+@given(SEEDS, small_parts())
+def test_the_ceiling_of_a_small_part_is_that_of_the_whole_picture(seed, part):
+    where, target = part
+    mask = (where & random_mask(seed, where.shape, [0, 1]).astype(bool)).astype(np.uint8)
+    restored = resize_probabilities(one_hot(resize_mask(mask, target), [1]), mask.shape)[0] >= 0.5
+
+    ceiling = ceiling_dice(mask[None], target, [1])[1]
+
+    total = restored.sum() + mask.sum()
+    assert ceiling == (2 * (restored & (mask > 0)).sum() / total if total else 1.0)
+
+
+@given(SEEDS, small_parts())
+def test_what_depends_on_a_part_is_resized_as_in_the_whole(seed, part):
+    where, target = part
+    maps = np.random.default_rng(seed).random((2, *where.shape), np.float32)
+    whole = resize_probabilities(maps, target)
+
+    found = resize_around(maps, where, target)
+
+    if not where.any():
+        assert found is None
+        return
+    area, resized = found
+    depends = resize_probabilities(where[None].astype(np.float32), target)[0] > 0
+    outside = depends.copy()
+    outside[area] = False
+    assert not outside.any()
+    np.testing.assert_allclose(resized[:, depends[area]], whole[:, *area][:, depends[area]], rtol=0, atol=6e-8)
 
 
 def test_ties_go_to_the_lowest_label_and_to_the_background_last():

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from iaunet import resample
 from iaunet.dataset import MaskCoding
 from iaunet.inference.mosaic import SIGMA, Assembly, RowPrediction
+from iaunet.planners.plan import with_thresholds
 from iaunet.preprocessing.cases import CaseInput, place_rows
 
 SIDES = st.integers(40, 900)
@@ -106,7 +107,7 @@ def test_every_row_of_pixels_is_given_once_from_the_top_down(make_plan, slices, 
             given_rows.extend((number, top + i) for i in range(rows.shape[1]))
             super()._keep(number, top, rows)
 
-    assembly = Watched(case, plan)
+    assembly = Watched(case, plan, keep_probabilities=True)
     for _ in case.places:
         assert not assembly.is_complete
         assembly.add(RowPrediction(np.zeros((1, 64, 64), np.float32)))
@@ -128,6 +129,23 @@ def test_a_picture_of_one_tile_is_that_of_the_whole_image_to_the_bit(make_plan, 
     expected = place.geometry.restore(row)
     np.testing.assert_array_equal(found.probabilities[:, 0], expected)
     np.testing.assert_array_equal(found.labels[0], expected[0] >= 0.5)
+
+
+@settings(max_examples=60)
+@given(SIDES, SIDES, st.sampled_from(["letterbox", "resize"]), st.floats(0.05, 0.95), st.integers(0, 9))
+def test_labels_are_the_same_whether_or_not_the_whole_picture_is_restored(
+    make_plan, height, width, mode, threshold, seed
+):
+    plan = with_thresholds(make_plan(input_mode=mode, **TWO), (threshold, 0.5))
+    case = case_of(plan, (1, height, width))
+    rng = np.random.default_rng(seed)
+    row = rng.random((2, 64, 64), np.float32) * 0.04
+    top, left = rng.integers(0, 60, 2)
+    row[:, top : top + 12, left : left + 9] = rng.random((2, *row[0, top : top + 12, left : left + 9].shape))
+    assembly = Assembly(case, plan)
+    assembly.add(RowPrediction(row))
+
+    np.testing.assert_array_equal(assembly.prediction.labels, assemble(case, plan, [row]).labels)
 
 
 @settings(max_examples=20)

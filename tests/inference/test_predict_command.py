@@ -93,6 +93,28 @@ def test_a_rerun_keeps_all_and_another_model_needs_overwrite(predict, capsys):
     assert predict("--overwrite") == 0
 
 
+def test_masks_in_another_precision_are_those_of_another_model_and_the_audit_says_so(predict, tmp_path, capsys):
+    assert predict("--fast") == 0
+    assert predict("--fast", "--precision", "bfloat16") == 2
+    assert capsys.readouterr().err.endswith("holds masks of another model: use --overwrite, or another folder\n")
+    assert predict("--fast", "--precision", "bfloat16", "--overwrite") == 0
+
+    lines = [json.loads(line) for line in (tmp_path / "out" / "audit.jsonl").read_text().splitlines()]
+    assert [line["settings"]["precision"] for line in lines] == [None] * 18 + ["bfloat16"] * 18
+    assert record_of(tmp_path)["precision"] == "bfloat16"
+
+
+@pytest.mark.parametrize("has_units", [True, False])
+def test_what_is_faster_on_this_cpu_is_told_unless_it_was_chosen(predict, monkeypatch, has_units, capsys):
+    monkeypatch.setattr("iaunet.device._has_matrix_units", lambda: has_units)
+    told = "note       this CPU predicts faster with --precision bfloat16, which changes masks a little"
+
+    assert predict("--fast", "--device", "cpu") == 0
+    assert (told in capsys.readouterr().out.splitlines()) is has_units
+    assert predict("--fast", "--device", "cpu", "--precision", "float32", "--overwrite") == 0
+    assert told not in capsys.readouterr().out.splitlines()
+
+
 def test_overlays_and_probabilities_are_written_when_wished(predict, tmp_path):
     assert predict("--fast", "--overlay", "--probabilities") == 0
 

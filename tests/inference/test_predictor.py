@@ -68,6 +68,26 @@ def test_mirroring_is_the_mean_over_the_four_flips(run, inputs):
     assert not np.allclose(mirrored.predict_inputs(inputs), plain.predict_inputs(inputs), atol=1e-3)
 
 
+def test_products_in_bfloat16_change_probabilities_a_little(run, inputs):
+    usual, other, same = (
+        Predictor.from_runs([run], ["0"], "cpu", mirroring=False, precision=precision)
+        for precision in (None, "bfloat16", "float32")
+    )
+
+    expected, found = usual.predict_inputs(inputs), other.predict_inputs(inputs)
+
+    assert found.dtype == np.float32
+    assert 0 < np.abs(found - expected).max() < 0.05
+    np.testing.assert_array_equal(same.predict_inputs(inputs), expected)
+
+
+def test_a_model_is_told_apart_by_its_precision_only_where_one_was_asked_for(run):
+    usual, other = (Predictor.from_runs([run], ["0"], "cpu", precision=precision) for precision in (None, "bfloat16"))
+
+    assert "precision" not in usual.describe()
+    assert other.describe() == usual.describe() | {"precision": "bfloat16"}
+
+
 def test_mirroring_makes_the_prediction_symmetric(predictor, inputs):
     assert len(predictor.flips) == 4  # the plan's own choice
 
