@@ -79,13 +79,13 @@ def _run(arguments: argparse.Namespace) -> int:
         output=arguments.output,
     )
     comparison = compare_runs(folder, options)
-    for line in describe_comparison(comparison):
+    for line in describe_comparison(comparison, options.reference):
         logger.info("%s", line)
     return ALL_DONE
 
 
-def describe_comparison(comparison: "Comparison") -> list[str]:
-    """What was compared, a line a run, and the files that were written."""
+def describe_comparison(comparison: "Comparison", reference: str) -> list[str]:
+    """What was compared, a line a run, and the files that were written; ``reference`` is what was asked for."""
     from iaunet.metrics import METRICS
 
     lines = []
@@ -95,6 +95,8 @@ def describe_comparison(comparison: "Comparison") -> list[str]:
         lines += ["", f"recipe {contest.recipe}, split {contest.split}{of_label}"]
         if contest.inflated:
             lines.append(f"these scores are {contest.inflated}")
+        if contest.reference is None:
+            lines.append(f"no tests: {reference}, the reference, has not been trained so (--reference NAME for another)")
         for standing in table.standings:
             dice = METRICS["dice"].text(standing.means["dice"].mean)
             lines.append(f"{standing.contestant.title:28} Dice {dice}  folds {', '.join(map(str, standing.folds))}")

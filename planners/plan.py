@@ -182,8 +182,7 @@ class Plan:
 
     def reached(self, probabilities: NDArray[np.float32]) -> NDArray[np.bool_]:
         """Where [...] any of the probabilities [outputs, ...] reaches its threshold."""
-        reached: NDArray[np.bool_] = find_reached(probabilities, self.inference.thresholds).any(axis=0)
-        return reached
+        return np.asarray(find_reached(probabilities, self.inference.thresholds).any(axis=0))
 
     def decide(self, probabilities: NDArray[np.float32]) -> NDArray[np.uint8]:
         """The labels [...] of probabilities [outputs, ...], see `iaunet.decision`."""

@@ -70,10 +70,11 @@ def _describe_test_set(prepared: Prepared) -> list[str]:
 def _describe_plan(plan: Plan) -> list[str]:
     network, recipe = plan.network, plan.recipe
     options = ", ".join(f"{key} {value}" for key, value in network.options.items())
+    variant = f" ({options})" if options else ""
     choices = {
         "input_mode": _describe_mode(plan),
         "normalisation": f"by {plan.normalisation.kind}",
-        "network": f"{network.name}, width {network.width}, depth {network.depth} ({options})",
+        "network": f"{network.name}, width {network.width}, depth {network.depth}{variant}",
         "recipe": f"{recipe.name}, {recipe.epochs} epochs, batch {recipe.batch_size}, lr {recipe.lr:g}",
         "inference": f"mirroring {'on' if plan.inference.mirroring else 'off'}",
         "split": plan.split,

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from iaunet.errors import FileError, WorkspaceError
-from iaunet.workers import default_workers, keeping_processes, map_in_processes
+from iaunet.workers import default_workers, keeping_processes, map_in_processes, start_processes
 
 
 @pytest.fixture
@@ -49,6 +49,43 @@ def test_processes_that_are_kept_do_one_piece_of_work_after_another_and_end_with
         assert len(kept) <= 2
 
     assert not multiprocessing.active_children()
+
+
+def test_processes_are_there_before_there_is_work_and_those_of_an_inner_block_are_the_same(jobs):
+    with keeping_processes():
+        start_processes(2, jobs.__name__)
+        started = {process.pid for process in multiprocessing.active_children()}
+        with keeping_processes():
+            used = {process for _, process in run_workers(jobs.square, range(20))}
+        still_there = {process.pid for process in multiprocessing.active_children()}
+
+    assert len(started) == 2
+    assert used <= started
+    assert still_there == started
+    assert not multiprocessing.active_children()
+
+
+def test_a_process_that_is_killed_before_there_is_work_is_told_when_there_is(jobs):
+    with keeping_processes():
+        start_processes(2, jobs.__name__)
+        for process in multiprocessing.active_children():
+            os.kill(process.pid, signal.SIGKILL)
+            process.join()
+        with pytest.raises(WorkspaceError, match="a worker process was killed"):
+            run_workers(jobs.square, range(20))
+
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_processes_are_started_only_where_several_are_kept(workers):
+    if workers == 1:
+        with keeping_processes():
+            start_processes(1, "os")
+            assert not multiprocessing.active_children()
+    else:
+        start_processes(2, "os")
+        assert not multiprocessing.active_children()
 
 
 def test_items_are_taken_only_as_results_are(jobs):

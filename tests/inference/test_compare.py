@@ -206,6 +206,14 @@ def test_the_screen_says_that_scores_are_inflated(folder, command):
     assert "these scores are inflated: 4 groups are spread over training and validation" in said.splitlines()
 
 
+@pytest.mark.parametrize(("options", "is_told"), [((), True), (("--reference", "unet"), False)])
+def test_the_screen_says_that_there_are_no_tests_without_the_reference(folder, command, options, is_told):
+    _, said = command("--no_timing", "--random", 0, "--best", 0, "--worst", 0, *options)
+
+    line = "no tests: iaunet, the reference, has not been trained so (--reference NAME for another)"
+    assert (line in said.splitlines()) is is_told
+
+
 def test_several_labels_are_named_on_the_screen(folder, command):
     folder.plan_json.unlink()
     forge_labels(folder)
