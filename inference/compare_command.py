@@ -96,7 +96,7 @@ def describe_comparison(comparison: "Comparison", reference: str) -> list[str]:
         if contest.inflated:
             lines.append(f"these scores are {contest.inflated}")
         if contest.reference is None:
-            lines.append(f"no tests: {reference}, the reference, has not been trained so (--reference NAME for another)")
+            lines.append(f"no tests: the reference {reference} has not been trained so (--reference NAME for another)")
         for standing in table.standings:
             dice = METRICS["dice"].text(standing.means["dice"].mean)
             lines.append(f"{standing.contestant.title:28} Dice {dice}  folds {', '.join(map(str, standing.folds))}")

@@ -1,6 +1,7 @@
 """The command ``iaunet_plan_and_preprocess``."""
 
 import argparse
+import contextlib
 import importlib
 import itertools
 import logging
@@ -89,15 +90,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: argparse.Namespace) -> int:
     from iaunet.workers import IMAGES_WORTH_A_PROCESS, keeping_processes, start_processes
 
-    with keeping_processes():
+    with contextlib.ExitStack() as processes:
+        processes.enter_context(keeping_processes())
         workers = max(1, arguments.workers)
         few = 2 * IMAGES_WORTH_A_PROCESS * workers  # an image and a mask a case
         if sum(_count_files(Path(dataset), few) for dataset in arguments.datasets) >= few:
             start_processes(workers, MEASURING)  # which takes them as long as the imports below take this one
-        return _prepare(arguments, workers)
+        return _prepare(arguments, workers, processes)
 
 
-def _prepare(arguments: argparse.Namespace, workers: int) -> int:
+def _prepare(arguments: argparse.Namespace, workers: int, processes: contextlib.ExitStack) -> int:
+    """Prepare all data sets; the processes that are there end with the first, before the network is timed."""
     from iaunet.errors import DatasetError
     from iaunet.planners.planner import find_planner
     from iaunet.preprocessing.preparation import Preparation, locate_dataset, prepare_dataset
@@ -136,6 +139,7 @@ def _prepare(arguments: argparse.Namespace, workers: int) -> int:
         for dataset in arguments.datasets:
             folder, found = locate_dataset(workspace, dataset, said, arguments.dataset_name)
             prepared = prepare_dataset(folder, found, wish, begin, timing.try_network)
+            processes.close()
             for line in describe(prepared):
                 logger.info("%s", line)
             if prepared.plan is not None:

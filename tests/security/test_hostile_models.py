@@ -511,7 +511,6 @@ ALLOWED = {
     ("iaunet/workers.py", "importlib.import_module"): (1, "a module of our own"),
     ("preprocessing/arrays.py", "open_memmap"): (2, "numbers, read only: it refuses objects"),
     ("preprocessing/check.py", "jinja2.Environment"): (1, "templates of our own"),
-    ("preprocessing/command.py", "importlib.import_module"): (1, "a module of our own"),
     ("inference/onnx_export.py", "jinja2.Environment"): (1, "a template of our own, for Markdown"),
     ("inference/out_of_fold.py", "open_memmap"): (1, "numbers, read only: it refuses objects"),
     ("inference/report/page.py", "jinja2.Environment"): (1, "templates of our own"),
