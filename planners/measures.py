@@ -13,7 +13,7 @@ from scipy import ndimage
 from iaunet.dataset import BINARY_CUT, DEFAULT_SLICING, IGNORED, MaskCoding, Problem, Slicing
 from iaunet.errors import FileError
 from iaunet.planners.histogram import Histogram, Intensity
-from iaunet.planners.pictures import KeptPictures
+from iaunet.planners.pictures import KeptPicture, KeptPictures
 from iaunet.planners.suspicions import CaseShapes, extent, measure_shape
 from iaunet.resample import Size, ceiling_dice, resize_image, resize_mask, restored_dice
 from iaunet.stacks import Stack, read_mask_stack, read_stack
@@ -139,8 +139,8 @@ def measure_case(task: MeasureTask) -> Measurement:
     small = [resize_mask(slice_map, task.input_size) for slice_map in compact]
     if task.pictures is not None and labelled is raw and _can_be_kept(stack, raw):
         picture = resize_image(stack.pixels[:, 0], task.input_size).astype(np.uint8)
-        raw_values = np.array([0, *present], np.uint8)[small[0]]
-        task.pictures.keep(stack.sha256, mask.sha256 if mask else None, picture, raw_values)
+        kept = KeptPicture(picture, np.array([0, *present], np.uint8)[small[0]], raw[0])
+        task.pictures.keep(stack.sha256, mask.sha256 if mask else None, kept)
     histograms = tuple(Histogram.of(plane) for plane in stack.pixels)
     foreground_histograms = tuple(Histogram.of(plane[foreground]) for plane in stack.pixels)
     return Measurement(

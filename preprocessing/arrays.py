@@ -179,7 +179,7 @@ def write_truth(folder: Path, name: str, labels: NDArray[np.uint8]) -> None:
     """
     path = truth_path(folder, name)
     make_folder(path.parent)
-    save_png(path, labels.reshape(-1, labels.shape[-1]))
+    save_png(path, labels.reshape(-1, labels.shape[-1]), as_indices=True)
 
 
 def truth_path(folder: Path, case: str) -> Path:

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from iaunet.dataset import IGNORED, Dataset
 from iaunet.errors import FileError, PreprocessingError
 from iaunet.planners.fingerprint import Fingerprint
-from iaunet.planners.pictures import KeptPictures
+from iaunet.planners.pictures import KeptPicture, KeptPictures
 from iaunet.planners.plan import Plan
 from iaunet.preprocessing.arrays import (
     INDEX,
@@ -61,11 +61,12 @@ class _Batch:
     cases: tuple[_CaseTask, ...]
     pictures: KeptPictures | None
 
-    def find_kept(self, case: ArrayCase) -> tuple[NDArray[np.uint8], NDArray[np.uint8]] | None:
-        """The picture and the mask's values at the input's size, if they were kept and are what would be made."""
+    def find_kept(self, case: ArrayCase) -> KeptPicture | None:
+        """A case's picture and mask, if they were kept and are what would be made."""
         if self.pictures is None or not _takes_kept(self.plan):
             return None
-        return self.pictures.find(case.image_sha256, case.mask_sha256, (self.plan.channels, *self.plan.input_size))
+        shape = (self.plan.channels, *self.plan.input_size)
+        return self.pictures.find(case.image_sha256, case.mask_sha256, shape, case.shape[1:])
 
 
 def make_index(fingerprint: Fingerprint, plan: Plan) -> Index:
@@ -206,8 +207,9 @@ def _fill_case(task: _CaseTask, batch: _Batch, writer: RowWriter) -> dict[int, b
     if kept is None:
         labels, rows = _prepare(task, plan)
     else:
-        labels = _read_labels(task, plan, None)
-        rows = iter([(prepare_resized(kept[0], plan), plan.coding.encode(kept[1]))])
+        whole = kept.whole_mask
+        labels = _read_labels(task, plan, None) if whole is None else plan.coding.encode(whole[None])
+        rows = iter([(prepare_resized(kept.picture, plan), plan.coding.encode(kept.mask))])
     filled = {}
     for row, (image, mask) in zip(case.rows, rows, strict=True):
         writer.write(row, image, mask)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from iaunet.errors import PreprocessingError, WorkspaceError
+from iaunet.files import read_mask
 from iaunet.preprocessing.arrays import (
     ArrayCase,
     Index,
@@ -426,3 +427,12 @@ def test_a_file_in_the_place_of_the_arrays_is_named(tmp_path, index):
 
     with pytest.raises(WorkspaceError, match=r"file.* cannot be written"):
         PartialArrays(tmp_path / "file" / "preprocessed", index)
+
+
+@pytest.mark.parametrize("values", [[0], [0, 1], [0, 1, 2, 3, 4], [0, 7, 254, 255]])
+def test_true_masks_come_back_as_they_were_written(tmp_path, values):
+    labels = np.random.default_rng(0).choice(np.array(values, np.uint8), (3, 9, 13))
+
+    write_truth(tmp_path, "a/b", labels)
+
+    np.testing.assert_array_equal(read_mask(truth_path(tmp_path, "a/b")), labels.reshape(27, 13))
