@@ -36,8 +36,9 @@ class KeptPicture:
     @property
     def parts(self) -> list[NDArray[np.uint8]]:
         """What is kept of it."""
-        is_small = self.whole_mask is not None and self.whole_mask.size <= MOST_PIXELS
-        return [self.picture, self.mask, *([self.whole_mask] if is_small else [])]
+        if self.whole_mask is None or self.whole_mask.size > MOST_PIXELS:
+            return [self.picture, self.mask]
+        return [self.picture, self.mask, self.whole_mask]
 
 
 @dataclass(frozen=True)
