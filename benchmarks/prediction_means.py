@@ -34,7 +34,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE")
     arguments = parser.parse_args()
     keep_freed_memory()
-    settings: Row = {"images": arguments.images, "rounds": arguments.rounds, "threads": torch.get_num_threads()}
+    threads = torch.get_num_threads()
+    settings: Row = {"data": "generated", "images": arguments.images, "rounds": arguments.rounds, "threads": threads}
     report = Report("prediction_means", settings)
     for network in arguments.networks:
         _compare(report, network, arguments.images, arguments.rounds, arguments.compile)
