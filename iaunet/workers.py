@@ -155,8 +155,8 @@ def start_processes(workers: int, module: str) -> None:
     """
     kept = _kept.get()
     if kept is not None and workers > 1:
+        pool = kept.pool(workers)  # with Python's tracker of resources, whose start lets interrupts in
         with _holding_interrupts(), contextlib.suppress(BrokenProcessPool, OSError):  # who has work will find out
-            pool = kept.pool(workers)
             for _ in range(workers):
                 pool.submit(_import, module)
 
@@ -173,24 +173,27 @@ def _processes() -> contextlib.AbstractContextManager[_Processes]:
 
 @contextlib.contextmanager
 def _holding_interrupts() -> Iterator[None]:
-    """Let Ctrl-C wait until the block ends; it never reaches a process started in it, to end there in a traceback.
+    """Let Ctrl-C and SIGTERM wait until the block ends; no process started in it ends in a traceback by them.
 
-    Blocking the signal is for these processes, which inherit that. Here it may still arrive through a thread of a
-    library that was there before, so the handler waits as well.
+    Ctrl-C reaches these processes as well, so the signal is blocked, which they inherit. Here it may still arrive
+    through a thread of a library that was there before, so the handler waits as well. SIGTERM reaches this process
+    alone, and would leave one that it is starting without what it is to do.
     """
     if not hasattr(signal, "pthread_sigmask") or threading.current_thread() is not threading.main_thread():
         yield
         return
     held: list[int] = []
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    handler = signal.signal(signal.SIGINT, lambda number, frame: held.append(number))
+    stopping = signal.SIGINT, signal.SIGTERM
+    handlers = [signal.signal(number, lambda number, frame: held.append(number)) for number in stopping]
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, handler)
+        for number, handler in zip(stopping, handlers, strict=True):
+            signal.signal(number, handler)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         if held:
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(held[0])
 
 
 def serve_parent() -> None:

@@ -77,6 +77,31 @@ def test_a_process_that_is_killed_before_there_is_work_is_told_when_there_is(job
     assert not multiprocessing.active_children()
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_what_stops_the_command_waits_until_the_processes_are_started(jobs, monkeypatch, number):
+    pool = concurrent.futures.ProcessPoolExecutor
+    submit, submitted = pool.submit, []
+
+    def submit_amid_a_signal(self, *what):
+        signal.raise_signal(number)
+        submitted.append(submit(self, *what))
+        return submitted[-1]
+
+    def stop(signum, frame):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pool, "submit", submit_amid_a_signal)
+    before = signal.signal(number, stop)
+    try:
+        with keeping_processes(), pytest.raises(KeyboardInterrupt):
+            start_processes(2, jobs.__name__)
+    finally:
+        signal.signal(number, before)
+
+    assert len(submitted) == 2
+    assert not multiprocessing.active_children()
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_processes_are_started_only_where_several_are_kept(workers):
     if workers == 1:
