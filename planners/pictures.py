@@ -15,9 +15,9 @@ from iaunet.resample import Size
 from iaunet.storage import make_folder
 
 MOST_KEPT = 2**14
-"""Pictures kept at most: 4 GB in colour."""
+"""Pictures kept at most: 4 GB in colour, and as much for their masks."""
 
-MOST_PIXELS = 2**19
+MOST_PIXELS = 2**18
 """Pixels of a mask that is kept at its own size at most; that of a larger picture is read again."""
 
 SPARE_BYTES = 2**21
