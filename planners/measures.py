@@ -188,7 +188,7 @@ def _measure_shapes(
     """The shapes of the labels in evenly spread slices that have any; none of images too large to be quick."""
     if len(labels) > MOST_SHAPES or stack.shape[1] * stack.shape[2] > LARGEST_FOR_SHAPES:
         return ()
-    full = np.flatnonzero(labelled.any(axis=(1, 2)))
+    full = np.flatnonzero((labelled > 0).any(axis=(1, 2)))
     shapes = []
     for number in full[:: -(-len(full) // MOST_SHAPE_SLICES) or 1]:
         grey = _grey(stack, number)

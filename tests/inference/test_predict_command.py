@@ -107,7 +107,7 @@ def test_masks_in_another_precision_are_those_of_another_model_and_the_audit_say
 @pytest.mark.parametrize("has_units", [True, False])
 def test_what_is_faster_on_this_cpu_is_told_unless_it_was_chosen(predict, monkeypatch, has_units, capsys):
     monkeypatch.setattr("iaunet.device._has_matrix_units", lambda: has_units)
-    told = "note       this CPU predicts faster with --precision bfloat16, which changes masks a little"
+    told = "note       wide networks predict faster on this CPU with --precision bfloat16, which changes masks a little"
 
     assert predict("--fast", "--device", "cpu") == 0
     assert (told in capsys.readouterr().out.splitlines()) is has_units
