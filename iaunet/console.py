@@ -17,6 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import IO
 
+from iaunet.allocation import collect_less
 from iaunet.errors import IaunetError, in_one_line
 from iaunet.exhaustion import is_out_of_memory
 
@@ -108,7 +109,9 @@ def run_command(body: Callable[[], int], joins_ranks: bool = False) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # numpy multiplies little here; where memory is short, OpenBLAS waits for threads of its own for ever
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    _collect_less()
+    collect_less()
+    atexit.unregister(gc.freeze)
+    atexit.register(gc.freeze)  # a last look through torch would cost 0.2 s
     tells = not (joins_ranks and is_rank(os.environ)) or os.environ["RANK"] == "0"
     with _logging_to_screen(sys.stdout, logging.INFO if tells else logging.ERROR), terminating_like_interrupt():
         try:
@@ -133,17 +136,6 @@ def run_command(body: Callable[[], int], joins_ranks: bool = False) -> int:
             if tells:  # what stops several stops each of them
                 print("stopped: run the same command again to go on", file=sys.stderr)
             return STOPPED
-
-
-def _collect_less() -> None:
-    """Look for unused cycles of objects less often than Python does of itself, and not at the end.
-
-    What a command imports is most of what it has, and stays: looking through torch costs a tenth of its import, and
-    0.2 s when the process ends.
-    """
-    gc.set_threshold(10_000, 20, 50)
-    atexit.unregister(gc.freeze)
-    atexit.register(gc.freeze)
 
 
 def is_rank(environment: Mapping[str, str]) -> bool:

@@ -17,6 +17,7 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.process import BaseProcess
 from typing import TypeVar
 
+from iaunet.allocation import collect_less, keep_freed_memory
 from iaunet.errors import WorkspaceError
 
 Item = TypeVar("Item")
@@ -199,6 +200,8 @@ def _holding_interrupts() -> Iterator[None]:
 def serve_parent() -> None:
     """Make this process a worker: it leaves stopping to its parent and ends when the parent is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    keep_freed_memory()
+    collect_less()
     parent = multiprocessing.parent_process()
     if parent is None:
         return

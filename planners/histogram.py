@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,27 +44,26 @@ class Histogram:
         np.add.at(counts, places, weights)
         return cls(values, counts)
 
-    @property
+    @cached_property
     def total(self) -> int:
         """How many pixels were counted."""
         return int(self.counts.sum())
 
+    @cached_property
     def mean(self) -> float:
         """The mean value, nan of nothing."""
         return float(self.values @ self.counts / self.total) if self.total else float("nan")
 
+    @cached_property
     def sd(self) -> float:
-        """The standard deviation (of the pixels themselves, not an estimate from a sample)."""
-        if not self.total:
-            return float("nan")
-        return float(np.sqrt((self.values - self.mean()) ** 2 @ self.counts / self.total))
+        """The standard deviation (of the pixels themselves, not an estimate from a sample), nan of nothing."""
+        return float(np.sqrt((self.values - self.mean) ** 2 @ self.counts / self.total)) if self.total else float("nan")
 
     def percentiles(self, percents: Sequence[float]) -> list[float]:
         """The smallest values that at least each ``percents`` of the pixels do not exceed, nan of nothing."""
-        total = self.total
-        if not total:
+        if not self.total:
             return [float("nan")] * len(percents)
-        ranks = np.searchsorted(np.cumsum(self.counts), [percent / 100 * total for percent in percents])
+        ranks = np.cumsum(self.counts).searchsorted([percent / 100 * self.total for percent in percents])
         found: list[float] = self.values[np.minimum(ranks, len(self.values) - 1)].tolist()
         return found
 
@@ -86,6 +86,6 @@ class Intensity:
     @classmethod
     def of(cls, histogram: Histogram) -> "Intensity":
         """The statistics of counted pixels, nan where there are none; rounded to six digits."""
-        numbers = (histogram.mean(), histogram.sd(), *histogram.percentiles(PERCENTS))
+        numbers = (histogram.mean, histogram.sd, *histogram.percentiles(PERCENTS))
         mean, sd, *percentiles = (float(f"{number:.6g}") for number in numbers)
         return cls(mean=mean, sd=sd, percentiles=tuple(percentiles))

@@ -142,6 +142,7 @@ def measure_case(task: MeasureTask) -> Measurement:
         kept = KeptPicture(picture, np.array([0, *present], np.uint8)[small[0]], raw[0])
         task.pictures.keep(stack.sha256, mask.sha256 if mask else None, kept)
     histograms = tuple(Histogram.of(plane) for plane in stack.pixels)
+    middle = _grey(stack, stack.shape[0] // 2)
     foreground_histograms = tuple(Histogram.of(plane[foreground]) for plane in stack.pixels)
     return Measurement(
         case=task.case,
@@ -154,14 +155,14 @@ def measure_case(task: MeasureTask) -> Measurement:
         foreground=foreground_histograms,
         intensity=tuple(map(Intensity.of, histograms)),
         foreground_intensity=tuple(map(Intensity.of, foreground_histograms)),
-        thumbnail=_thumbnail(stack),
+        thumbnail=_thumbnail(middle),
         has_transparency=stack.has_transparency,
         mask_values=values,
         read_as=read_as,
         instances=_count_instances(raw, values),
         labels=_measure_labels(compact, small, present),
         local_width=local_width(_fullest(foreground)) if task.with_width and foreground.any() else None,
-        shapes=_measure_shapes(task, stack, labelled, occurring, values) if task.mask_file else (),
+        shapes=_measure_shapes(task, stack, labelled, occurring, values, middle) if task.mask_file else (),
     )
 
 
@@ -184,6 +185,7 @@ def _measure_shapes(
     labelled: NDArray[np.integer],
     labels: Sequence[int],
     values: Mapping[int, int],
+    middle: NDArray[np.float32],
 ) -> tuple[CaseShapes, ...]:
     """The shapes of the labels in evenly spread slices that have any; none of images too large to be quick."""
     if len(labels) > MOST_SHAPES or stack.shape[1] * stack.shape[2] > LARGEST_FOR_SHAPES:
@@ -191,7 +193,7 @@ def _measure_shapes(
     full = np.flatnonzero((labelled > 0).any(axis=(1, 2)))
     shapes = []
     for number in full[:: -(-len(full) // MOST_SHAPE_SLICES) or 1]:
-        grey = _grey(stack, number)
+        grey = middle if len(labelled) == 1 else _grey(stack, number)
         found = ((label, labelled[number] == label) for label in labels)
         shapes.append(
             CaseShapes(
@@ -305,10 +307,9 @@ def _grey(stack: Stack, number: int) -> NDArray[np.float32]:
     return grey
 
 
-def _thumbnail(stack: Stack) -> NDArray[np.uint8]:
-    """The middle slice, small and grey."""
-    middle = _grey(stack, stack.shape[0] // 2)
-    small = resize_image(middle[None], (THUMBNAIL_SIDE, THUMBNAIL_SIDE))[0]
+def _thumbnail(grey: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """A slice [H, W], small."""
+    small = resize_image(grey[None], (THUMBNAIL_SIDE, THUMBNAIL_SIDE))[0]
     low, high = float(small.min()), float(small.max())
     stretched: NDArray[np.uint8] = np.rint((small - low) * (255 / max(high - low, 1e-6))).astype(np.uint8)
     return stretched

@@ -221,9 +221,10 @@ def _relative_intensity(label_map: NDArray[np.bool_], grey: NDArray[np.float32],
     others = label_map.size - area
     if others == 0 or grey.min() == grey.max():  # rounding gives a constant image some deviation
         return 0.0
-    inside = float(grey[label_map].sum(dtype=np.float64))
-    rest = float(grey.sum(dtype=np.float64)) - inside
-    return (inside / area - rest / others) / float(grey.std(dtype=np.float64))
+    centred = grey.astype(np.float64)
+    centred -= centred.mean()
+    inside = float(centred[label_map].sum())  # and all else is as much less
+    return inside * (1 / area + 1 / others) * math.sqrt(centred.size / float(np.vdot(centred, centred)))
 
 
 def _join_slices(cases: Sequence[CaseShapes]) -> list[CaseShapes]:

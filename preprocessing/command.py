@@ -78,6 +78,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--replan", action="store_true", help="make a new plan even if plan.json was edited")
     parser.add_argument("--verify_only", action="store_true", help="read and check, then stop")
     parser.add_argument("--dry_run", action="store_true", help="also plan, but write no plan and no arrays")
+    parser.add_argument(
+        "--no_timing", action="store_true", help="do not try how long training takes on this machine (about 1.5 s)"
+    )
     return parser
 
 
@@ -134,15 +137,15 @@ def _prepare(arguments: argparse.Namespace, workers: int, processes: contextlib.
         dry_run=arguments.dry_run,
     )
     with ThreadPoolExecutor(1) as thread:
-        timing = _Timing(thread)
-        begin = timing.begin if not wish.verify_only else lambda: None
+        timing = None if arguments.no_timing or wish.verify_only else _Timing(thread)
+        during = (timing.begin, timing.try_network) if timing else ()
         for dataset in arguments.datasets:
             folder, found = locate_dataset(workspace, dataset, said, arguments.dataset_name)
-            prepared = prepare_dataset(folder, found, wish, begin, timing.try_network)
+            prepared = prepare_dataset(folder, found, wish, *during)
             processes.close()
             for line in describe(prepared):
                 logger.info("%s", line)
-            if prepared.plan is not None:
+            if timing and prepared.plan is not None:
                 logger.info("%s", timing.tell(prepared.plan, len(prepared.dataset.cases), found.n_folds))
     return ALL_DONE
 

@@ -17,8 +17,8 @@ def test_statistics_of_counted_pixels_are_those_of_the_pixels(pixels):
     histogram = Histogram.of(pixels)
 
     assert histogram.total == pixels.size
-    assert histogram.mean() == pytest.approx(pixels.astype(float).mean(), rel=1e-9, abs=1e-6)
-    assert histogram.sd() == pytest.approx(pixels.astype(float).std(), rel=1e-6, abs=1e-3)
+    assert histogram.mean == pytest.approx(pixels.astype(float).mean(), rel=1e-9, abs=1e-6)
+    assert histogram.sd == pytest.approx(pixels.astype(float).std(), rel=1e-6, abs=1e-3)
 
 
 @given(PIXELS, st.floats(0, 100))
@@ -45,7 +45,7 @@ def test_floats_are_counted_to_three_digits(pixels):
 
     digits = 1e-3 * float(np.abs(pixels).max()) + float(np.finfo(np.float32).tiny)  # subnormal numbers have fewer
     assert histogram.total == 50
-    assert histogram.mean() == pytest.approx(pixels.astype(float).mean(), abs=digits)
+    assert histogram.mean == pytest.approx(pixels.astype(float).mean(), abs=digits)
 
 
 def test_many_different_floats_need_few_counts():
@@ -58,4 +58,4 @@ def test_nothing_has_no_statistics():
     nothing = Histogram.of(np.empty(0, np.uint8))
 
     assert nothing.total == 0
-    assert all(map(math.isnan, (nothing.mean(), nothing.sd(), nothing.percentiles([50])[0])))
+    assert all(map(math.isnan, (nothing.mean, nothing.sd, nothing.percentiles([50])[0])))
