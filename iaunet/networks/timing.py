@@ -9,12 +9,14 @@ from torch import nn
 from iaunet.device import casting, training_precision
 from iaunet.loss import bce_dice_loss
 
-SHRINK = 4
-WARMING, FEW, MANY = 2, 8, 32
-"""Rows of the steps."""
+SMALLEST = 8
+"""By what the sides of the input are divided for the first step."""
 
-LONG_ENOUGH = 0.4
-"""Seconds of a step beyond which the cost of starting its kernels no longer shows."""
+STEPS = ((2, 2**14, 0.5), (2, 2**14, 0.2), (4, 2**17, 0.0))
+"""The steps that are timed, until one is long enough: by what the sides are divided, about how many pixels they have in
+all, and the seconds beyond which neither what is done once nor the start of kernels matters much."""
+
+MOST_ROWS = 32
 
 
 def prepare_timing(
@@ -30,27 +32,32 @@ def prepare_timing(
         device: Where to run.
 
     Returns:
-        Estimates the seconds that training takes a row, forward and backward, from one or two steps on random images
-        with sides `SHRINK` times smaller, as far as the network takes such; the last is scaled by its pixels.
+        Estimates the seconds that training takes a row, forward and backward, from one to three `STEPS` on random
+        images that are smaller than the input, as far as the network takes such. It is scaled by the pixels.
     """
     network = network.to(device=device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     # no smaller than what the network would pad its input to
     multiple = getattr(network, "multiple", 32)
-    height, width = (-(-max(32, side // SHRINK) // multiple) * multiple for side in size)
 
-    def step(rows: int) -> float:
-        return _time_step(network, torch.randn(rows, channels, height, width, device=device), labels)
+    def step(shrink: int, pixels: int = 0) -> tuple[float, float]:
+        """Seconds of a step on about so many pixels, and as many of a row of the real size."""
+        height, width = (-(-max(32, side // shrink) // multiple) * multiple for side in size)
+        least = 1 if height * width > multiple**2 else 2  # values that batch normalisation takes a mean of
+        rows = max(least, min(MOST_ROWS, pixels // (height * width)))
+        seconds = _time_step(network, torch.randn(rows, channels, height, width, device=device), labels)
+        return seconds, seconds / (rows * height * width) * (size[0] * size[1])
 
     def time_row() -> float:
-        rows, seconds = FEW, step(FEW)
-        if seconds < LONG_ENOUGH:
-            rows, seconds = MANY, step(MANY)
-        return seconds / rows * (size[0] * size[1]) / (height * width)
+        for shrink, pixels, long_enough in STEPS:
+            seconds, a_row = step(shrink, pixels)
+            if seconds > long_enough:
+                break
+        return a_row
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # several wait for each other where other processes work
     try:
-        step(WARMING)
+        step(SMALLEST)
     finally:
         torch.set_num_threads(threads)
     return time_row
