@@ -47,6 +47,9 @@ LARGEST = 8
 SETTLING = 0.1
 """Seconds that let all processes of the floor start, counted nowhere."""
 
+ESTIMATE = "estimate of the time"
+"""Whether the command tries how long training will take, which nothing else here does."""
+
 FEW = 30
 """Images whose planning shows what a command costs before its first image."""
 
@@ -66,11 +69,13 @@ def main() -> None:
         pairs = find_pairs(arguments.data, work, max(sizes_of(arguments)))
         bench = _Bench(pairs, work, arguments.workers, arguments.groups)
         for size in usable_sizes(sizes_of(arguments), len(pairs)):
-            report.add("planning", bench.compare_with_floor(size, arguments.rounds))
+            for with_estimate in (True, False):
+                report.add("planning", bench.compare_with_floor(size, arguments.rounds, with_estimate))
         report.tables["planning_costs"] = bench.profile(usable_sizes(sizes_of(arguments), len(pairs))[-1])
         if arguments.nnunet:
             size = min(arguments.nnunet_images, len(pairs))
-            report.add("planning_nnunet", bench.compare_with_nnunet(size, arguments.nnunet))
+            for row in bench.compare_with_nnunet(size, arguments.nnunet):
+                report.add("planning_nnunet", row)
     report.finish(arguments.json)
 
 
@@ -83,20 +88,21 @@ class _Bench:
         self.workers = workers
         self.groups = ["--groups", groups] if groups else []
 
-    def compare_with_floor(self, size: int, rounds: int) -> dict[str, object]:
+    def compare_with_floor(self, size: int, rounds: int, with_estimate: bool) -> dict[str, object]:
         """A row: the whole command on some images beside the floor."""
         commands, fews, floors, starts = [], [], [], []
         for _ in range(rounds):
-            commands.append(self.plan(size))
+            commands.append(self.plan(size, with_estimate))
             whole, worked = self.floor(size)
             floors.append(worked)
             starts.append(whole - worked - SETTLING)
-            fews.append(self.plan(min(FEW, size)).seconds)
+            fews.append(self.plan(min(FEW, size), with_estimate).seconds)
         seconds = [command.seconds for command in commands]
         work = [max(whole - few, 0.0) for whole, few in zip(seconds, fews, strict=True)]
         wholes = [floor + start for floor, start in zip(floors, starts, strict=True)]
         return {
             "images": size,
+            ESTIMATE: "yes" if with_estimate else "no",
             "s": spread(seconds),
             "images/s": size / statistics.median(seconds),
             f"for {FEW} images, s": spread(fews),
@@ -108,22 +114,27 @@ class _Bench:
             "peak RssAnon, MiB": max((command.peak_mib or 0 for command in commands), default=0),
         }
 
-    def compare_with_nnunet(self, size: int, environment: Path) -> dict[str, object]:
-        """A row: the command on some images beside nnU-Net's, once each and in the same minute."""
+    def compare_with_nnunet(self, size: int, environment: Path) -> list[Row]:
+        """Rows: the command on some images, with and without its estimate, beside nnU-Net's in the same minute."""
         from nnunet import NnUNet
 
         other = NnUNet(environment, self.work / "nnunet")
         other.write_raw(spaced(self.pairs, size))
-        ours, theirs = self.plan(size), other.plan_and_preprocess(self.workers)
-        return {
-            "images": size,
-            "iaunet, s": ours.seconds,
-            "nnU-Net, s": theirs.seconds,
-            "times as fast": theirs.seconds / ours.seconds,
-            "iaunet, peak RssAnon MiB": ours.peak_mib,
-            "nnU-Net, peak RssAnon MiB": theirs.peak_mib,
-            "memory, of nnU-Net's": (ours.peak_mib or 0) / (theirs.peak_mib or 1),
-        }
+        both = {"yes": self.plan(size), "no": self.plan(size, with_estimate=False)}
+        theirs = other.plan_and_preprocess(self.workers)
+        return [
+            {
+                "images": size,
+                ESTIMATE: estimated,
+                "iaunet, s": ours.seconds,
+                "nnU-Net, s": theirs.seconds,
+                "times as fast": theirs.seconds / ours.seconds,
+                "iaunet, peak RssAnon MiB": ours.peak_mib,
+                "nnU-Net, peak RssAnon MiB": theirs.peak_mib,
+                "memory, of nnU-Net's": (ours.peak_mib or 0) / (theirs.peak_mib or 1),
+            }
+            for estimated, ours in both.items()
+        ]
 
     def profile(self, size: int) -> list[Row]:
         """The functions that take the most time themselves, in one process."""
@@ -143,10 +154,11 @@ class _Bench:
             for name, of in largest
         ]
 
-    def plan(self, size: int) -> Measured:
+    def plan(self, size: int, with_estimate: bool = True) -> Measured:
         """The whole command in a new workspace."""
         workspace = self.work / "workspace"
-        measured = run_measured(self._command(size, workspace, self.workers))
+        command = self._command(size, workspace, self.workers)
+        measured = run_measured(command if with_estimate else [*command, "--no_timing"])
         shutil.rmtree(workspace)
         return measured
 

@@ -48,19 +48,27 @@ def resolve_groups(names: Sequence[str], wish: str | None) -> Grouping:
 
 
 def propose_groups(names: Sequence[str]) -> Grouping:
-    """Groups that folders or numbered names suggest, if at least ten of them have two cases or more."""
-    for groups, source in ((_by_folder(names), "folders"), (_by_numbered_name(names), "names")):
+    """Groups that folders or numbered names suggest, if at least ten of them have two cases or more.
+
+    Of folders within each other the outermost count that do: the visits of a patient belong together.
+    """
+    deepest = max((name.count("/") for name in names), default=0)
+    for depth in range(1, deepest + 1):
+        groups = _by_folder(names, depth)
         if _are_convincing(groups):
-            return Grouping(groups, f"proposed from {source}")
-    return Grouping({}, "none found")
+            return Grouping(groups, "proposed from folders")
+    groups = _by_numbered_name(names)
+    return Grouping(groups, "proposed from names") if _are_convincing(groups) else Grouping({}, "none found")
 
 
 def _are_convincing(groups: Mapping[str, str]) -> bool:
     return sum(size >= 2 for size in Counter(groups.values()).values()) >= FEWEST_GROUPS
 
 
-def _by_folder(names: Sequence[str]) -> dict[str, str]:
-    return {name: str(PurePosixPath(name).parent) for name in names}
+def _by_folder(names: Sequence[str], depth: int | None = None) -> dict[str, str]:
+    """The folder of each, or that of so many folders within each other."""
+    parents = {name: PurePosixPath(name).parent for name in names}
+    return {name: str(PurePosixPath(*parent.parts[:depth])) for name, parent in parents.items()}
 
 
 def _by_numbered_name(names: Sequence[str]) -> dict[str, str]:

@@ -5,7 +5,6 @@ import itertools
 import logging
 import re
 import time
-from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -19,12 +18,13 @@ from tqdm import tqdm
 
 from iaunet.dataset import MaskCoding, Slicing
 from iaunet.dicom import is_dicom_file
-from iaunet.discovery import IMAGE_ENDINGS, find_images, natural_order, require_text
+from iaunet.discovery import natural_order, require_text
 from iaunet.engines.parts import Part
 from iaunet.errors import DatasetError, FileError, IaunetError, PredictionError
-from iaunet.files import is_image_file, write_png
+from iaunet.files import write_png
 from iaunet.inference.audit import AuditLine, AuditLog, AuditSettings, appending, audit_line, audit_time, read_audit
 from iaunet.inference.dicom_seg import read_model, write_segmentation
+from iaunet.inference.inputs import InputCase, channel_of, group_channels, list_inputs, mask_names, text
 from iaunet.inference.mosaic import Prediction
 from iaunet.inference.outcomes import Outcome, measure_mask, strips, write_outcomes
 from iaunet.inference.output import AUDIT, OVERLAYS, PROBABILITIES, RECORD, SEGMENTATIONS, TABLE, UNCERTAINTY
@@ -53,8 +53,6 @@ logger = logging.getLogger(__name__)
 
 CHANGED = "changed since it was predicted"
 
-_CHANNEL = re.compile(r".+_(\d{4})", re.ASCII)
-
 
 @dataclass(frozen=True, kw_only=True)
 class FolderOptions:
@@ -68,18 +66,6 @@ class FolderOptions:
     dicom_seg: bool = False
     overwrite: bool = False
     made_since: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class InputCase:
-    """An image to predict: its path below the folder, with and without ending, and the files of its channels.
-
-    In the path, bytes that are not UTF-8 are told by numbers: such an image fails.
-    """
-
-    name: str
-    stem: str
-    files: tuple[Path, ...]
 
 
 def predict_folder(
@@ -106,8 +92,10 @@ def predict_folder(
         PredictionError: There is nothing to predict, or the output folder holds other masks.
         WorkspaceError: The output folder cannot be written, or another process is writing there.
     """
-    root, found = list_inputs(inputs, output)
-    cases = group_channels(root, found, predictor.plan.channel_files)
+    found = list_inputs(inputs, output)
+    for line in found.left_out:
+        logger.info("note       %s", line)
+    cases = group_channels(found.root, found.images, predictor.plan.channel_files)
     return predict_cases(predictor, cases, output, options, part)
 
 
@@ -180,68 +168,6 @@ def _predict(cases: Sequence[InputCase], work: "_Work") -> Iterator[Outcome]:
                 yield result
 
 
-def list_inputs(inputs: Path, output: Path) -> tuple[Path, list[Path]]:
-    """The root of the images and the images, those in the output folder left out; some may have names that fail.
-
-    Raises:
-        DatasetError: The root does not exist, or has a name that is not UTF-8.
-        PredictionError: There is none, or masks would be written among the images.
-    """
-    inputs, output = inputs.resolve(), output.resolve()
-    require_text(inputs)
-    if inputs.is_file():
-        root, images = inputs.parent, [inputs]
-        if not (is_image_file(inputs) or is_volume(inputs)):
-            raise PredictionError(f"{inputs} is no image that is read: give one of {', '.join(IMAGE_ENDINGS)}")
-    else:
-        root = inputs
-        images = find_images(inputs)
-        if output.is_relative_to(inputs) and output != inputs:
-            images = [path for path in images if not path.is_relative_to(output)]
-        if images == [inputs]:  # the folder of a DICOM series itself
-            root = inputs.parent
-    if not images:
-        raise PredictionError(f"{inputs} holds no images ({', '.join(IMAGE_ENDINGS)}): check the path")
-    if output == root:
-        raise PredictionError(f"{output} holds the images themselves: give another folder for the masks")
-    return root, images
-
-
-def group_channels(root: Path, images: Sequence[Path], channel_files: int) -> list[InputCase]:
-    """The images as cases: where their names end in the channel's number, the files of one case together.
-
-    Args:
-        root: What names are relative to.
-        images: The images.
-        channel_files: How many files a case has whose names end so (``_0000``), 0 if names do not.
-    """
-    groups: dict[tuple[str, str], list[Path]] = {}
-    for path in images:
-        folder, stem, ending = path.parent.relative_to(root), image_stem(path), path_ending(path)
-        if _channel_of(path) in range(channel_files):
-            stem = stem[: -len("_0000")]
-        name, stem = (_text((folder / own).as_posix()) for own in (stem + ending, stem))
-        groups.setdefault((name, stem), []).append(path)
-    return [InputCase(name, stem, tuple(files)) for (name, stem), files in groups.items()]
-
-
-def mask_names(cases: Sequence[InputCase], endings: Sequence[str]) -> list[str]:
-    """The mask's path for each image, with the ending its mask gets; images whose stems collide keep their own too.
-
-    A stem also collides with an image's whole name: of ``a.jpg``, ``a.png`` and ``a.jpg.png`` all keep their ending.
-    """
-    times = Counter(text.lower() for case in cases for text in {case.name, case.stem})
-    return [
-        f"{case.name if times[case.stem.lower()] > 1 else case.stem}{ending}"
-        for case, ending in zip(cases, endings, strict=True)
-    ]
-
-
-def _text(name: str) -> str:
-    """A name that can be written, whatever its bytes."""
-    return name.encode(errors="backslashreplace").decode()
-
-
 def _require_name(path: Path) -> None:
     """Refuse an image whose name cannot be written."""
     try:
@@ -254,14 +180,8 @@ def _version_of(path: Path) -> list[tuple[str, int, int]]:
     """What tells the content of an image's file, or of the files of a series, from what was there before, unread."""
     with contextlib.suppress(OSError):  # it fails when it is read
         files = sorted(path.iterdir()) if path.is_dir() else [path]
-        return [(_text(file.name), (stat := file.stat()).st_size, stat.st_mtime_ns) for file in files]
+        return [(text(file.name), (stat := file.stat()).st_size, stat.st_mtime_ns) for file in files]
     return []
-
-
-def _channel_of(path: Path) -> int | None:
-    """The number of the channel that a file's name ends in, as nnU-Net names its files."""
-    numbered = _CHANNEL.fullmatch(image_stem(path))
-    return int(numbered[1]) if numbered else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -346,7 +266,7 @@ class _Work:
             _require_name(path)
         expected = self.plan.channel_files
         if expected and len(case.files) != expected:
-            there = {_channel_of(path) for path in case.files}
+            there = {channel_of(path) for path in case.files}
             missing = [f"_{number:04d}" for number in range(expected) if number not in there]
             raise FileError(
                 f"has {len(case.files)} of {expected} channel files",

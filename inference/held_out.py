@@ -7,7 +7,7 @@ from iaunet.dataset import Case, Problem
 from iaunet.errors import FileError, PredictionError
 from iaunet.grouping import Grouping
 from iaunet.inference.evaluation import Evaluation, MaskPair, MaskReading, evaluate_pairs
-from iaunet.inference.folder import InputCase
+from iaunet.inference.inputs import InputCase
 from iaunet.inference.outcomes import Outcome
 from iaunet.planners.plan import Plan
 from iaunet.preprocessing.held_out import HeldOut

@@ -14,7 +14,6 @@ from pathlib import Path
 from iaunet.errors import PredictionError, WorkspaceError
 from iaunet.inference.best import AGAIN as CHOOSE_AGAIN
 from iaunet.inference.best import CROSSVAL, BestFolder, BestModel, Member, find_chosen
-from iaunet.inference.familiar import find_familiar
 from iaunet.inference.model_card import write_card
 from iaunet.inference.model_file import require_one_input
 from iaunet.inference.model_manifest import (
@@ -34,6 +33,7 @@ from iaunet.inference.model_manifest import (
 )
 from iaunet.inference.runs import FoldFolder, Run, choose_folds, choose_runs
 from iaunet.inference.tuning import Tuning
+from iaunet.planners.familiar import find_familiar
 from iaunet.planners.fingerprint import Fingerprint
 from iaunet.planners.plan import Plan
 from iaunet.records import FieldError, from_json, load_record, to_json

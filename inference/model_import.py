@@ -8,12 +8,12 @@ from typing import Any
 from iaunet.dataset import Dataset, Source
 from iaunet.errors import WorkspaceError
 from iaunet.inference.best import CROSSVAL, BestFolder, BestModel, Member
-from iaunet.inference.familiar import FAMILIAR
 from iaunet.inference.model_file import ModelArchive, one_line, opened_archive
 from iaunet.inference.model_manifest import ModelFacts, ModelRun, ModelScores, TrainingFacts, weights_file
 from iaunet.inference.postprocessing import NO_CLEANING, Postprocessing
 from iaunet.inference.runs import Run, RunRecord
 from iaunet.inference.tuning import NetworkName, Tuning
+from iaunet.planners.familiar import keep_familiar
 from iaunet.planners.plan import Plan, save_plan
 from iaunet.records import to_json
 from iaunet.storage import digest, naming_disk_faults, sync_folder, write_bytes, write_json
@@ -89,7 +89,7 @@ def _unpack(archive: ModelArchive, staged: DatasetFolder, folder: DatasetFolder)
             crossval = {"run": run.name, "weights_sha256": run.held_out_sha256, **_scored(of_run, run)}
             write_json(target.crossval_json, crossval)
     if facts.familiar is not None:
-        write_json(staged.root / FAMILIAR, to_json(facts.familiar))
+        keep_familiar(staged, plan.fingerprint, facts.familiar)
     _unpack_choice(facts, plan, scores.get(("model", "", "")), staged, folder.name)
     dataset = Dataset(
         name=folder.name,

@@ -8,12 +8,12 @@ from unicodedata import normalize
 from iaunet.inference.best import BestModel, Member
 from iaunet.inference.calibration import Calibration
 from iaunet.inference.expected_dice import ExpectedDice
-from iaunet.inference.familiar import Familiar
 from iaunet.inference.postprocessing import Postprocessing
 from iaunet.inference.runs import Precision
 from iaunet.inference.scores import ScoreSummary
 from iaunet.inference.tuning import NetworkName, Tuning
 from iaunet.metrics import METRICS
+from iaunet.planners.familiar import Familiar
 from iaunet.records import require
 
 MANIFEST, CARD, SCORES = "model.json", "README.md", "crossval.json"

@@ -109,8 +109,9 @@ def _run(arguments: argparse.Namespace) -> int:
     engine, part = read_engine_options(*given, arguments.output.resolve() / ENGINE)
 
     from iaunet.device import is_faster_in_bfloat16
-    from iaunet.inference.folder import FolderOptions, list_inputs, predict_cases, predict_folder
+    from iaunet.inference.folder import FolderOptions, predict_cases, predict_folder
     from iaunet.inference.held_out import input_cases, load_held_out, require_usable
+    from iaunet.inference.inputs import list_inputs
     from iaunet.inference.jobs import predict_on_engine
 
     held_out = load_held_out(folder) if folder and arguments.test else None

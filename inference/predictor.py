@@ -19,13 +19,13 @@ from iaunet.exhaustion import MEMORY_FAULTS, is_out_of_memory
 from iaunet.inference.best import find_chosen
 from iaunet.inference.ensemble import FLIPS, Ensemble, mean_probabilities
 from iaunet.inference.expected_dice import measure_rows
-from iaunet.inference.familiar import Familiar, find_familiar
 from iaunet.inference.lanes import NotEnoughMemory, in_lanes, lanes_of
 from iaunet.inference.model_file import open_model
 from iaunet.inference.mosaic import Assembly, Prediction, RowPrediction
 from iaunet.inference.postprocessing import NO_CLEANING
 from iaunet.inference.runs import Run, choose_folds, choose_runs
 from iaunet.inference.tuning import Judge, NetworkName, Tuning
+from iaunet.planners.familiar import Familiar, find_familiar
 from iaunet.planners.plan import Plan, build_planned_network, with_thresholds
 from iaunet.preprocessing.cases import prepare_case
 from iaunet.records import to_json

@@ -1,5 +1,6 @@
 """From a folder of raw data to preprocessed arrays: the whole first stage."""
 
+import contextlib
 import csv
 import dataclasses
 import io
@@ -14,6 +15,7 @@ from iaunet.dataset import Case, Dataset, MaskCoding, Problem, Source
 from iaunet.discovery import require_folder
 from iaunet.errors import DatasetError, IaunetError, PlanError, WorkspaceError
 from iaunet.grouping import Grouping, resolve_groups
+from iaunet.planners.familiar import Familiar, keep_familiar
 from iaunet.planners.fingerprint import Fingerprint, Reading, fingerprint_dataset
 from iaunet.planners.folds import Splits, load_splits, save_splits
 from iaunet.planners.pictures import KeptPictures, keeping_pictures
@@ -26,7 +28,7 @@ from iaunet.preprocessing.held_out import HeldOut, check_held_out
 from iaunet.preprocessing.layout import Layout, understand
 from iaunet.preprocessing.preprocess import preprocess
 from iaunet.records import differences, load_record, to_json
-from iaunet.storage import remove_leftovers, write_json, write_text
+from iaunet.storage import digest, read_json, remove_leftovers, write_json, write_text
 from iaunet.workers import keeping_processes
 from iaunet.workspace import DatasetFolder, Workspace, is_dataset_name, is_path, locked, open_workspace
 
@@ -268,11 +270,13 @@ def _plan_and_preprocess(
         plan = _edited_plan(folder, dataset, fingerprint, plan) or plan
     _tell_changes(folder, plan)
     _tell_data_changes(folder, fingerprint)
+    _tell_other_folds(folder, splits)
     when_planned(plan)
     prepared = dataclasses.replace(prepared, plan=plan, splits=splits)
     if wish.dry_run:
         return prepared
     write_json(folder.fingerprint_json, to_json(fingerprint))
+    keep_familiar(folder, fingerprint.digest, Familiar.of(fingerprint))
     save_plan(plan, folder.plan_json)
     save_splits(splits, folder.splits_json)
     write_json(folder.dataset_json, to_json(dataset))
@@ -365,9 +369,26 @@ def _tell_data_changes(folder: DatasetFolder, fingerprint: Fingerprint) -> None:
     }
     told = ", ".join(f"{n} {what}" for what, n in numbers.items() if n) or "measured otherwise"
     logger.info("data       cases changed since the planning before: %s", told)
-    runs = sorted(path.parent.name for path in folder.runs.glob("*/run.json"))
-    if runs:
+    if runs := _runs(folder):
         logger.info("data       trained on the older state: %s", ", ".join(runs))
+
+
+def _tell_other_folds(folder: DatasetFolder, splits: Splits) -> None:
+    """Name the runs that were begun with other folds, which cannot be gone on with."""
+    folds = {name: digest(to_json(split.folds)) for name, split in splits.splits.items()}
+    others = []
+    for run in _runs(folder):
+        with contextlib.suppress(PlanError):
+            record = read_json(folder.runs / run / "run.json", PlanError, "")
+            if isinstance(record, dict) and record.get("split_digest") != folds.get(str(record.get("split"))):
+                others.append(run)
+    if others:
+        logger.info("folds      runs of other folds, which cannot be gone on with: %s", ", ".join(others))
+
+
+def _runs(folder: DatasetFolder) -> list[str]:
+    """The names of the runs."""
+    return sorted(path.parent.name for path in folder.runs.glob("*/run.json"))
 
 
 def _known_folds(folder: DatasetFolder, dataset: Dataset, n_folds: int) -> dict[str, list[tuple[str, ...]]] | None:

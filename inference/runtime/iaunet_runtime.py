@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
 logger = logging.getLogger("iaunet_runtime")
@@ -37,6 +37,11 @@ SETTINGS_VERSION = 1
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".bmp": "BMP", ".tif": "TIFF", ".tiff": "TIFF"}
 VOLUMES = (".nii", ".nii.gz", ".mha", ".mhd", ".nrrd", ".dcm")
 WORKSPACE = "iaunet_workspace"
+IMAGE_FOLDERS = ("images", "image", "imgs", "img", "original", "imagestr")
+MASK_FOLDERS = (
+    *("masks", "mask", "labels", "label", "ground truth", "ground_truth", "groundtruth", "gt"),
+    *("segmentations", "annotations", "labelstr"),
+)
 MADE_FROM = "iaunet:made-from"
 TEMPORARY = ".iaunet-tmp"
 BATCH = 4
@@ -216,6 +221,9 @@ def _open(data: bytes) -> Image.Image:
         with warnings.catch_warnings(record=True) as remarks:
             warnings.simplefilter("always")
             image: Image.Image = Image.open(io.BytesIO(data), formats=sorted(set(FORMATS.values())))
+    except UnidentifiedImageError as fault:
+        kinds = "is not a readable PNG, JPEG, BMP or TIFF image, whatever its name says"
+        raise ImageFault(f"{kinds}: remove it or save it again as PNG") from fault
     finally:
         Image.MAX_IMAGE_PIXELS = limit
     if image.format == "TIFF" and any(str(each.message).startswith(("Corrupt", "Truncated")) for each in remarks):
@@ -717,7 +725,10 @@ def predict_folder(runtime: Runtime, source: Path, output: Path, overwrite: bool
 
 
 def list_cases(source: Path, root: Path, output: Path, channel_files: int) -> list[InputCase]:
-    """The images below a folder, or the one given, as cases; hidden ones and those in ``output`` are left out."""
+    """The images below a folder, or the one given, as cases.
+
+    Hidden ones are left out, those in ``output``, and folders of masks: of an earlier prediction, or beside images.
+    """
     paths = [source] if source.is_file() else sorted(_walk(source, output), key=lambda path: path.as_posix())
     groups: dict[tuple[str, str], list[Path]] = {}
     for path in paths:
@@ -746,8 +757,14 @@ def _walk(folder: Path, output: Path) -> Iterator[Path]:
         raise fault
 
     for parent, folders, files in os.walk(folder, onerror=refuse):
-        below = (name for name in folders if not name.startswith(".") and name != WORKSPACE)
-        folders[:] = [name for name in below if Path(parent, name) != output]
+        below = [name for name in folders if not name.startswith(".") and name != WORKSPACE]
+        below = [name for name in below if Path(parent, name) != output]
+        has_images = any(name.lower() in IMAGE_FOLDERS for name in (*folders, *files))
+        masks = {name for name in below if has_images and name.lower() in MASK_FOLDERS}
+        masks |= {name for name in below if Path(parent, name, TABLE).is_file()}
+        for name in sorted(masks):
+            logger.warning("left out: %s holds masks: give it by itself to predict them", Path(parent, name))
+        folders[:] = [name for name in below if name not in masks]
         yield from (Path(parent, name) for name in files if not name.startswith("."))
 
 

@@ -121,6 +121,24 @@ def test_folders_are_proposed_before_names():
 
 
 @pytest.mark.parametrize(
+    ("names", "groups"),
+    [
+        ([f"P{p:02d}/visit {v}/scan" for p in range(12) for v in range(2)], {f"P{p:02d}" for p in range(12)}),
+        (
+            [f"{'ab'[p % 2]}/P{p}/{v}/{i}" for p in range(12) for v in range(2) for i in range(2)],
+            {f"{'ab'[p % 2]}/P{p}" for p in range(12)},
+        ),
+    ],
+)
+def test_of_folders_within_each_other_the_outermost_that_are_many_are_proposed(names, groups):
+    """The visits of a patient must not be divided between training and validation."""
+    grouping = propose_groups(names)
+
+    assert set(grouping.groups.values()) == groups
+    assert grouping.source == "proposed from folders"
+
+
+@pytest.mark.parametrize(
     "names",
     [
         [str(number) for number in range(612)],

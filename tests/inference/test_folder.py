@@ -18,18 +18,13 @@ from iaunet.discovery import natural_order
 from iaunet.errors import DatasetError, PredictionError, WorkspaceError
 from iaunet.files import read_image, read_mask
 from iaunet.inference.expected_dice import DiceModel, ExpectedDice
-from iaunet.inference.familiar import Familiar
-from iaunet.inference.folder import (
-    FolderOptions,
-    group_channels,
-    list_inputs,
-    mask_names,
-    predict_folder,
-)
+from iaunet.inference.folder import FolderOptions, predict_folder
+from iaunet.inference.inputs import group_channels, list_inputs, mask_names
 from iaunet.inference.overlay import draw_overlay
 from iaunet.inference.predictor import Predictor
 from iaunet.inference.runs import Run
 from iaunet.inference.tuning import NetworkName, Tuning
+from iaunet.planners.familiar import Familiar
 from iaunet.planners.plan import InferencePlan
 from iaunet.preprocessing.cases import prepare_case
 from iaunet.stacks import Stack, read_stack
@@ -247,6 +242,37 @@ def test_nothing_to_predict_is_refused(tmp_path, make, error, message):
 
     with pytest.raises(error, match=message):
         list_inputs(make(folder), tmp_path / "out")
+
+
+def test_masks_beside_images_and_of_an_earlier_prediction_are_told_and_not_predicted(tmp_path):
+    files = (
+        *("a/images/1.png", "a/images/2.png", "a/Masks/1.png", "a/Masks/deep/2.png"),
+        *("b/masks/3.png", "earlier/1.png", "earlier/below/2.png", "earlier/predictions.csv", "5.png"),
+    )
+    for file in files:
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).touch()
+
+    found = list_inputs(tmp_path, tmp_path / "out")
+
+    names = [path.relative_to(tmp_path).as_posix() for path in found.images]
+    assert names == ["5.png", "a/images/1.png", "a/images/2.png", "b/masks/3.png"]
+    give = "give this folder to -i to predict them"
+    assert found.left_out == (
+        f"2 files in a/Masks/ left out as masks of the images in images/: {give}",
+        f"2 files in earlier/ left out as masks of an earlier prediction: {give}",
+    )
+    assert len(list_inputs(tmp_path / "a" / "Masks", tmp_path / "out").images) == 2
+    assert len(list_inputs(tmp_path / "earlier", tmp_path / "out").images) == 2
+
+
+def test_a_folder_of_masks_alone_says_so(tmp_path):
+    (tmp_path / "masks").mkdir()
+    (tmp_path / "masks" / "1.png").touch()
+    (tmp_path / "images").mkdir()
+
+    with pytest.raises(PredictionError, match=r"holds no images but masks \(1 file in masks/ left out"):
+        list_inputs(tmp_path, tmp_path / "out")
 
 
 def test_masks_are_never_written_among_the_images(predict, images):

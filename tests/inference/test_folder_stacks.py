@@ -14,7 +14,8 @@ import torch
 from PIL import Image
 
 from iaunet.dataset import MaskCoding, Slicing
-from iaunet.inference.folder import FolderOptions, group_channels, mask_names, predict_folder
+from iaunet.inference.folder import FolderOptions, predict_folder
+from iaunet.inference.inputs import group_channels, mask_names
 from iaunet.inference.mosaic import PIXELS_AT_ONCE
 from iaunet.inference.overlay import draw_stack_overlay
 from iaunet.inference.predictor import Predictor

@@ -21,9 +21,10 @@ from PIL import Image, PngImagePlugin
 from iaunet import files, resample
 from iaunet.dataset import MaskCoding, Slicing
 from iaunet.decision import decide, decide_regions
-from iaunet.errors import FileError
-from iaunet.inference.folder import FolderOptions, group_channels, list_inputs, predict_folder
-from iaunet.inference.folder import mask_names as names_of_predict
+from iaunet.errors import FileError, PredictionError
+from iaunet.inference.folder import FolderOptions, predict_folder
+from iaunet.inference.inputs import group_channels, list_inputs
+from iaunet.inference.inputs import mask_names as names_of_predict
 from iaunet.inference.mosaic import Assembly, RowPrediction
 from iaunet.inference.onnx_export import export_onnx, runtime_settings
 from iaunet.inference.postprocessing import LabelCleaning, Postprocessing, clean_labels
@@ -367,8 +368,11 @@ def write_without_last_tags(path):
 REFUSED = {
     "missing.png": (lambda path: None, "cannot be read (No such file or directory): mend its permissions"),
     "empty.png": (lambda path: path.write_bytes(b""), "file is empty: copy it again or remove it"),
-    "no image.png": (lambda path: path.write_bytes(b"no image" * 9), "is no image that Pillow can read, or damaged"),
-    "gif.png": (lambda path: save(grey(np.uint8), path, format="GIF"), "is no image that Pillow can read"),
+    "no image.png": (lambda path: path.write_bytes(b"no image" * 9), "is not a readable PNG, JPEG"),
+    "gif.png": (
+        lambda path: save(grey(np.uint8), path, format="GIF"),
+        "is not a readable PNG, JPEG",
+    ),
     "bomb.png": (write_bomb, "has 60000 x 60000 pixels, more than the 536,870,912 allowed: cut or shrink it"),
     "pages.tif": (lambda path: tifffile.imwrite(path, np.zeros((5, 9, 9), np.uint8)), "holds several pages"),
     "stack.tif": (
@@ -581,24 +585,29 @@ def test_a_folder_gets_the_masks_and_names_of_iaunet_predict(build, runtime, tmp
 
 
 NAMES = st.sampled_from(["a", "A", "b", "a.jpg", "c_0000", "c_0001", "c_0002", "v"])
+FOLDERS = st.sampled_from(["", "below/", "images/", "masks/", "below/GT/", "below/img/b/"])
 ENDINGS = st.sampled_from([".png", ".PNG", ".jpg", ".tif", ".bmp", ".nii.gz", ".txt", ""])
 
 
 @given(
-    found=st.sets(st.tuples(st.sampled_from(["", "below/"]), NAMES, ENDINGS), min_size=1),
+    found=st.sets(st.tuples(FOLDERS, NAMES, ENDINGS), min_size=1),
+    earlier=st.sets(FOLDERS, max_size=1),
     channels=st.sampled_from([0, 2]),
 )
-def test_names_of_masks_are_those_of_iaunet_predict(tmp_path_factory, found, channels):
+def test_names_of_masks_are_those_of_iaunet_predict(tmp_path_factory, found, earlier, channels):
+    """Masks of an earlier prediction, or beside images, are left out by both."""
     root = tmp_path_factory.mktemp("names")
-    (root / "below").mkdir()
-    for folder, name, ending in found:
-        (root / f"{folder}{name}{ending}").touch()
+    for file in (*map("".join, found), *(f"{folder}predictions.csv" for folder in earlier)):
+        (root / file).parent.mkdir(parents=True, exist_ok=True)
+        (root / file).touch()
     output = root.parent / "elsewhere"
-    if not any(program._ending(Path(f"{name}{ending}")) for _, name, ending in found):
+    try:
+        list_inputs(root, output)
+    except PredictionError:
         with pytest.raises(RuntimeFault, match=r"holds no images \(\.png"):
             program.list_cases(root, root, output, channels)
         return
-    theirs = group_channels(*list_inputs(root, output), channels)
+    theirs = group_channels(root, list_inputs(root, output).images, channels)
 
     ours = program.list_cases(root, root, output, channels)
 

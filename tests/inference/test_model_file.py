@@ -22,7 +22,6 @@ from iaunet.errors import PredictionError, WorkspaceError
 from iaunet.inference.best import CROSSVAL, BestFolder, BestModel, Member, find_chosen
 from iaunet.inference.calibration import Calibration, Reliability
 from iaunet.inference.expected_dice import FEATURES, DiceModel, ExpectedDice
-from iaunet.inference.familiar import find_familiar
 from iaunet.inference.model_export import export_model
 from iaunet.inference.model_file import MOST_TEXT, open_model
 from iaunet.inference.model_import import import_model
@@ -31,6 +30,7 @@ from iaunet.inference.predictor import Predictor
 from iaunet.inference.runs import Run, RunRecord
 from iaunet.inference.tuning import Tuning
 from iaunet.inference.validation import write_summary
+from iaunet.planners.familiar import find_familiar
 from iaunet.planners.plan import NetworkPlan, build_planned_network, load_plan
 from iaunet.records import to_json
 from iaunet.storage import write_json

@@ -21,9 +21,10 @@ from iaunet.preprocessing.arrays import open_arrays
 from iaunet.preprocessing.cases import prepare_case
 from iaunet.preprocessing.command import main
 from iaunet.preprocessing.preprocess import preprocess
-from iaunet.records import from_json
+from iaunet.records import from_json, to_json
 from iaunet.resample import resize_mask
 from iaunet.stacks import Stack
+from iaunet.storage import digest
 from iaunet.workspace import DatasetFolder
 
 NARROW = ("--width", "1")  # the time of training is estimated sooner
@@ -107,6 +108,7 @@ def test_a_folder_becomes_a_plan_with_reasons_folds_and_arrays(toy, workspace, p
         for name in (
             "check.html",
             "dataset.json",
+            "familiar.json",
             "fingerprint.json",
             "plan.json",
             "preprocessed/done.npy",
@@ -594,6 +596,21 @@ def test_known_cases_keep_their_fold_when_cases_are_added(tmp_path, write_toy, w
         assert 3 <= len(new.validation) <= 5
 
 
+def test_runs_that_were_begun_with_other_folds_are_named(toy, workspace, prepare):
+    prepare(toy)
+    folds = digest(to_json(splits_of(workspace / "toy")["random"].folds))
+    records = {"five": {"split": "random", "split_digest": folds}, "list": [], "strange": {"split": {}}}
+    for name, record in records.items():
+        run = workspace / "toy" / "runs" / name
+        run.mkdir(parents=True)
+        (run / "run.json").write_text(json.dumps(record))
+    told = "folds      runs of other folds, which cannot be gone on with: {}\n"
+
+    assert told.format("strange") not in prepare(toy)[1]  # it may have none
+    assert told.format("five") in prepare(toy, "--folds", "3")[1]
+    assert told.format("five") not in prepare(toy, "--folds", "5")[1]
+
+
 def test_folds_that_cannot_be_read_are_made_anew_and_said_so(toy, workspace, prepare):
     prepare(toy)
     before = files_of(workspace)
@@ -650,7 +667,7 @@ def test_no_space_left_is_named_and_leaves_nothing_half_written(toy, workspace, 
     assert re.fullmatch(rf"error: no space left for .*{re.escape(file)}.*: free some space and run .*\n", done.stderr)
     assert not [name for name in files_of(workspace) if "preprocessed" in name or "tmp" in name]
     assert prepare(toy)[0] == 0
-    assert len(without_truth(files_of(workspace))) == 10
+    assert len(without_truth(files_of(workspace))) == 11
 
 
 def test_a_full_disk_is_named_and_leaves_nothing_half_written(toy, tmp_path, prepare, workspace):

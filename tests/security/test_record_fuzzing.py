@@ -33,7 +33,6 @@ from iaunet.inference.audit import audit_line, read_audit
 from iaunet.inference.best import BEST, CASES, CROSSVAL, BestFolder, BestModel, CaseRow, Member, write_case_table
 from iaunet.inference.calibration import Calibration, Reliability
 from iaunet.inference.expected_dice import FEATURES, DiceModel, ExpectedDice
-from iaunet.inference.familiar import Familiar, find_familiar
 from iaunet.inference.folder import FolderOptions, predict_folder
 from iaunet.inference.model_export import export_model
 from iaunet.inference.model_file import open_model
@@ -49,6 +48,7 @@ from iaunet.inference.scores import CaseScore, read_scores, score_masks, write_s
 from iaunet.inference.tuning import Tuning
 from iaunet.inference.validation import write_summary
 from iaunet.nnunet import is_nnunet_dataset, read_nnunet
+from iaunet.planners.familiar import FAMILIAR, Familiar, find_familiar, keep_familiar
 from iaunet.planners.fingerprint import Fingerprint
 from iaunet.planners.folds import find_split, load_splits
 from iaunet.planners.plan import NetworkPlan, Plan, build_planned_network, content_digest, load_plan, save_plan
@@ -308,7 +308,7 @@ def lab(toy_workspace: Path, tmp_path_factory: pytest.TempPathFactory, spoils: M
     plan = load_plan(dataset.plan_json)
     run = Run(dataset.runs / RUN)
     add_run(run, plan)
-    find_familiar(dataset, plan)
+    (dataset.root / FAMILIAR).unlink()  # so that the fingerprint is read
     images = root / "images"
     images.mkdir()
     raw = Path(dataset.load_dataset().source.root) / "images"
@@ -470,11 +470,11 @@ def fingerprint_json(lab: Lab) -> Target:
 
 
 def familiar_json(lab: Lab) -> Target:
-    path = lab.root / "imported" / "familiar.json"
+    path = lab.root / "imported" / FAMILIAR
     path.parent.mkdir()
     stack = read_stack((lab.image,), lab.plan.slicing)
     familiar = Familiar.of(load_record(Fingerprint, lab.dataset.fingerprint_json, IaunetError, ""))
-    path.write_text(json.dumps(to_json(familiar)), encoding="utf-8")
+    keep_familiar(DatasetFolder(path.parent), lab.plan.fingerprint, familiar)
 
     def read() -> bool:
         found = find_familiar(DatasetFolder(path.parent), lab.plan)

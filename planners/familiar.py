@@ -1,8 +1,7 @@
 """What images of the training data are like, and in what a new one differs from them."""
 
-import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,14 +13,11 @@ from iaunet.planners.plan import Plan
 from iaunet.records import FieldError, load_record, require, to_json
 from iaunet.resample import Size
 from iaunet.stacks import Stack
-from iaunet.storage import digest, file_digest, write_json
+from iaunet.storage import digest, write_json
 from iaunet.workspace import DatasetFolder
 
 FAMILIAR = "familiar.json"
-"""In the folder of a dataset that a model was imported into, which has no fingerprint."""
-
-KNOWN = "familiar_of_fingerprint.json"
-"""In the folder of a dataset: its fingerprint, which grows with every case, is hashed at each start but not parsed."""
+"""In the folder of a dataset: what the images were like at each planning, for runs outlive a change of the data."""
 
 LOW, HIGH = 1, 99
 VERSION = 1
@@ -90,43 +86,38 @@ class Familiar:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Known:
-    """What was found before: by which rule, of which bytes of fingerprint.json, and the digest of that fingerprint."""
+class _Kept:
+    """What was found by which rule, by the digests of the fingerprints."""
 
     made_by: str
-    file_sha256: str
-    fingerprint: str
-    familiar: Familiar
+    of_fingerprint: Mapping[str, Familiar]
+
+
+def keep_familiar(folder: DatasetFolder, fingerprint: str, familiar: Familiar) -> None:
+    """Keep what the images of a fingerprint, given by its digest, are like, beside those of earlier ones."""
+    of_fingerprint = {**_kept(folder), fingerprint: familiar}
+    write_json(folder.root / FAMILIAR, to_json(_Kept(made_by=_rule(), of_fingerprint=of_fingerprint)))
 
 
 def find_familiar(folder: DatasetFolder, plan: Plan) -> Familiar | None:
-    """What the images that a plan was made for are like, None where that is not known any more."""
+    """What the images that a plan was made for are like, None where that is not known."""
+    if found := _kept(folder).get(plan.fingerprint):
+        return found
     try:
-        if not folder.fingerprint_json.exists():
-            return load_record(Familiar, folder.root / FAMILIAR, WorkspaceError, "")
-        known = _know(folder)
-    except (WorkspaceError, FieldError, OSError):
+        fingerprint = load_record(Fingerprint, folder.fingerprint_json, WorkspaceError, "")
+        return Familiar.of(fingerprint) if fingerprint.digest == plan.fingerprint else None
+    except (WorkspaceError, FieldError):
         return None
-    return known.familiar if known.fingerprint == plan.fingerprint else None
 
 
-def _know(folder: DatasetFolder) -> _Known:
-    """What the fingerprint says, kept in a small file where the folder can be written.
+def _kept(folder: DatasetFolder) -> Mapping[str, Familiar]:
+    """What is kept by today's rule, nothing where that cannot be read."""
+    try:
+        kept = load_record(_Kept, folder.root / FAMILIAR, WorkspaceError, "")
+    except (WorkspaceError, FieldError):
+        return {}
+    return kept.of_fingerprint if kept.made_by == _rule() else {}
 
-    Raises:
-        WorkspaceError: The fingerprint is damaged.
-        OSError: It cannot be read.
-    """
-    kept = folder.root / KNOWN
-    made_by = digest([LOW, HIGH, VERSION])
-    sha256 = file_digest(folder.fingerprint_json)
-    with contextlib.suppress(WorkspaceError):
-        known = load_record(_Known, kept, WorkspaceError, "")
-        if (known.made_by, known.file_sha256) == (made_by, sha256):
-            return known
-    fingerprint = load_record(Fingerprint, folder.fingerprint_json, WorkspaceError, "")
-    familiar = Familiar.of(fingerprint)
-    known = _Known(made_by=made_by, file_sha256=sha256, fingerprint=fingerprint.digest, familiar=familiar)
-    with contextlib.suppress(WorkspaceError, OSError):  # a workspace that is only read, or tidied by another process
-        write_json(kept, to_json(known))
-    return known
+
+def _rule() -> str:
+    return digest([LOW, HIGH, VERSION])

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from iaunet.errors import FileError, IaunetError
-from iaunet.inference.familiar import FAMILIAR, KNOWN, Familiar, find_familiar
 from iaunet.inference.predict_command import main as predict
+from iaunet.planners.familiar import FAMILIAR, Familiar, find_familiar, keep_familiar
 from iaunet.planners.fingerprint import Fingerprint
 from iaunet.planners.plan import load_plan
-from iaunet.records import FieldError, load_record, to_json
+from iaunet.records import FieldError, load_record
 from iaunet.stacks import Stack
 from iaunet.storage import write_json
 from iaunet.workspace import DatasetFolder
@@ -88,43 +88,37 @@ def test_grey_images_among_colour_count_in_every_channel(folder):
     assert familiar.means == tuple(zip(means.min(0).tolist(), means.max(0).tolist(), strict=True))
 
 
-def test_what_is_familiar_comes_from_the_fingerprint_of_the_plan_or_of_an_imported_model(folder):
+def test_what_is_familiar_is_kept_for_each_state_of_the_data(folder):
     plan = load_plan(folder.plan_json)
-    found = find_familiar(folder, plan)
-
-    assert found == Familiar.of(load_record(Fingerprint, folder.fingerprint_json, Exception, ""))
-    assert find_familiar(folder, dataclasses.replace(plan, fingerprint="other")) is None
+    found = Familiar.of(load_record(Fingerprint, folder.fingerprint_json, Exception, ""))
+    assert find_familiar(folder, plan) == found
 
     folder.fingerprint_json.unlink()
-    assert find_familiar(folder, plan) is None
-    write_json(folder.root / FAMILIAR, to_json(COLOUR))
-    assert find_familiar(folder, plan) == COLOUR
+    keep_familiar(folder, "other", COLOUR)  # as planning does when the data have changed
+
+    assert find_familiar(folder, plan) == found
+    assert find_familiar(folder, dataclasses.replace(plan, fingerprint="other")) == COLOUR
+    assert find_familiar(folder, dataclasses.replace(plan, fingerprint="never seen")) is None
 
 
-def test_what_is_familiar_is_found_again_without_the_fingerprint_until_that_changes(folder):
-    plan = load_plan(folder.plan_json)
+@pytest.mark.parametrize("spoil", ["damaged", "another rule", "gone"])
+def test_what_is_not_kept_any_more_comes_from_the_fingerprint_while_that_is_the_plans(folder, spoil):
+    plan, path = load_plan(folder.plan_json), folder.root / FAMILIAR
     found = find_familiar(folder, plan)
-    kept = json.loads((folder.root / KNOWN).read_text())
-    write_json(folder.root / KNOWN, {**kept, "familiar": to_json(COLOUR)})
-    assert find_familiar(folder, plan) == COLOUR
-
-    folder.fingerprint_json.write_text(folder.fingerprint_json.read_text() + "\n")
-    assert find_familiar(folder, plan) == found
-    (folder.root / KNOWN).write_text("damaged")
-    assert find_familiar(folder, plan) == found
-
-
-def test_what_was_kept_under_another_rule_is_found_anew(folder):
-    plan = load_plan(folder.plan_json)
-    found = find_familiar(folder, plan)
-    kept = json.loads((folder.root / KNOWN).read_text())
-    write_json(folder.root / KNOWN, {**kept, "made_by": "other", "familiar": to_json(COLOUR)})
+    if spoil == "another rule":
+        keep_familiar(folder, plan.fingerprint, COLOUR)
+        assert find_familiar(folder, plan) == COLOUR
+        write_json(path, {**json.loads(path.read_text()), "made_by": "other"})
+    else:
+        path.write_text("damaged") if spoil == "damaged" else path.unlink()
 
     assert find_familiar(folder, plan) == found
+    assert find_familiar(folder, dataclasses.replace(plan, fingerprint="other")) is None
 
 
 def test_of_a_fingerprint_that_cannot_be_read_nothing_is_known(folder):
     plan = load_plan(folder.plan_json)
+    (folder.root / FAMILIAR).unlink()
     folder.fingerprint_json.unlink()
     folder.fingerprint_json.mkdir()
 
@@ -139,6 +133,7 @@ def test_a_prediction_that_cannot_tell_unlike_images_says_so(trained, tmp_path, 
 
     assert predict(arguments) == 0
     assert note not in capsys.readouterr().out
+    (folder.root / FAMILIAR).unlink()
     content = json.loads(folder.fingerprint_json.read_text(encoding="utf-8"))
     content["cases"][0]["local_width"] = 7.0  # as if planned again of other data
     folder.fingerprint_json.write_text(json.dumps(content), encoding="utf-8")
