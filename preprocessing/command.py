@@ -11,7 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from iaunet.console import ALL_DONE, command_parser, run_command
+from iaunet.console import ALL_DONE, CANNOT_BE_DONE, SOME_FAILED, command_parser, run_command
 
 if TYPE_CHECKING:
     from iaunet.planners.plan import Plan
@@ -139,7 +139,8 @@ def _prepare(arguments: argparse.Namespace, workers: int, processes: contextlib.
     with ThreadPoolExecutor(1) as thread:
         timing = None if arguments.no_timing or wish.verify_only else _Timing(thread)
         during = (timing.begin, timing.try_network) if timing else ()
-        for dataset in arguments.datasets:
+
+        def prepare_one(dataset: str) -> None:
             folder, found = locate_dataset(workspace, dataset, said, arguments.dataset_name)
             prepared = prepare_dataset(folder, found, wish, *during)
             processes.close()
@@ -147,7 +148,28 @@ def _prepare(arguments: argparse.Namespace, workers: int, processes: contextlib.
                 logger.info("%s", line)
             if timing and prepared.plan is not None:
                 logger.info("%s", timing.tell(prepared.plan, len(prepared.dataset.cases), found.n_folds))
-    return ALL_DONE
+
+        if len(arguments.datasets) == 1:
+            prepare_one(*arguments.datasets)
+            return ALL_DONE
+        return _each(arguments.datasets, prepare_one)
+
+
+def _each(datasets: Sequence[str], prepare_one: Callable[[str], None]) -> int:
+    """Prepare several data sets; the faults of one do not keep the others from it."""
+    from iaunet.errors import IaunetError
+
+    n_failed = 0
+    for dataset in datasets:
+        try:
+            prepare_one(dataset)
+        except IaunetError as fault:
+            logger.warning("failed: %s: %s", dataset, fault)
+            n_failed += 1
+    if not n_failed:
+        return ALL_DONE
+    logger.warning("%d of %d data sets failed, see above", n_failed, len(datasets))
+    return SOME_FAILED if n_failed < len(datasets) else CANNOT_BE_DONE
 
 
 class _Timing:

@@ -474,6 +474,20 @@ def test_several_datasets_are_prepared_one_after_the_other(tmp_path, write_toy, 
     assert (code, err) == (2, "error: --dataset_name, --images and --test are for one data set at a time\n")
 
 
+@pytest.mark.parametrize(("sound", "code"), [((0, 2), 1), ((), 2)])
+def test_the_faults_of_a_dataset_do_not_keep_others_from_being_prepared(
+    tmp_path, write_toy, workspace, prepare, sound, code
+):
+    folders = [write_toy(tmp_path / name, 5) if i in sound else tmp_path / name for i, name in enumerate("abc")]
+
+    found, out, err = prepare(*folders)
+
+    assert (found, err) == (code, "")
+    assert f"failed: {tmp_path / 'b'}: {tmp_path / 'b'} does not exist: check the path\n" in out
+    assert out.endswith(f"{3 - len(sound)} of 3 data sets failed, see above\n")
+    assert {name.split("/")[0] for name in files_of(workspace)} == {"abc"[i] for i in sound}
+
+
 def test_a_name_is_one_folders_and_another_folder_takes_another_name(tmp_path, write_toy, workspace, prepare):
     here, there = write_toy(tmp_path / "here" / "toy", 5), write_toy(tmp_path / "there" / "toy", 5)
     prepare(here)
