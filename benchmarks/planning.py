@@ -60,7 +60,9 @@ def main() -> None:
 
     parser = benchmark_parser(__doc__)
     parser.add_argument("--workers", type=int, default=default_workers(), metavar="N", help="processes")
-    parser.add_argument("--nnunet_images", type=int, default=200, metavar="N", help="images for nnU-Net, which is slow")
+    parser.add_argument(
+        "--nnunet_images", type=int, nargs="+", default=[200], metavar="N", help="images for nnU-Net, which is slow"
+    )
     parser.add_argument("--groups", metavar="CSV", help="a table of case and group, as iaunet_plan_and_preprocess has")
     arguments = parser.parse_args()
     report = Report("planning", settings_of(arguments))
@@ -73,9 +75,9 @@ def main() -> None:
                 report.add("planning", bench.compare_with_floor(size, arguments.rounds, with_estimate))
         report.tables["planning_costs"] = bench.profile(usable_sizes(sizes_of(arguments), len(pairs))[-1])
         if arguments.nnunet:
-            size = min(arguments.nnunet_images, len(pairs))
-            for row in bench.compare_with_nnunet(size, arguments.nnunet):
-                report.add("planning_nnunet", row)
+            for size in usable_sizes(arguments.nnunet_images, len(pairs)):
+                for row in bench.compare_with_nnunet(size, arguments.rounds, arguments.nnunet):
+                    report.add("planning_nnunet", row)
     report.finish(arguments.json)
 
 
@@ -114,26 +116,32 @@ class _Bench:
             "peak RssAnon, MiB": max((command.peak_mib or 0 for command in commands), default=0),
         }
 
-    def compare_with_nnunet(self, size: int, environment: Path) -> list[Row]:
-        """Rows: the command on some images, with and without its estimate, beside nnU-Net's in the same minute."""
+    def compare_with_nnunet(self, size: int, rounds: int, environment: Path) -> list[Row]:
+        """Rows: the command on some images, with and without its estimate, beside nnU-Net's, in turns."""
         from nnunet import NnUNet
 
-        other = NnUNet(environment, self.work / "nnunet")
+        other = NnUNet(environment, self.work / f"nnunet_{size}")
         other.write_raw(spaced(self.pairs, size))
-        both = {"yes": self.plan(size), "no": self.plan(size, with_estimate=False)}
-        theirs = other.plan_and_preprocess(self.workers)
+        ours: dict[str, list[Measured]] = {"yes": [], "no": []}
+        theirs = []
+        for _ in range(rounds):
+            ours["yes"].append(self.plan(size))
+            ours["no"].append(self.plan(size, with_estimate=False))
+            theirs.append(other.plan_and_preprocess(self.workers))
+        seconds = [measured.seconds for measured in theirs]
+        their_peak = max(measured.peak_mib or 0 for measured in theirs)
         return [
             {
                 "images": size,
                 ESTIMATE: estimated,
-                "iaunet, s": ours.seconds,
-                "nnU-Net, s": theirs.seconds,
-                "times as fast": theirs.seconds / ours.seconds,
-                "iaunet, peak RssAnon MiB": ours.peak_mib,
-                "nnU-Net, peak RssAnon MiB": theirs.peak_mib,
-                "memory, of nnU-Net's": (ours.peak_mib or 0) / (theirs.peak_mib or 1),
+                "iaunet, s": spread([measured.seconds for measured in measurements]),
+                "nnU-Net, s": spread(seconds),
+                "times as fast": spread(ratios(seconds, [measured.seconds for measured in measurements])),
+                "iaunet, peak RssAnon MiB": max(measured.peak_mib or 0 for measured in measurements),
+                "nnU-Net, peak RssAnon MiB": their_peak,
+                "memory, of nnU-Net's": max(measured.peak_mib or 0 for measured in measurements) / (their_peak or 1),
             }
-            for estimated, ours in both.items()
+            for estimated, measurements in ours.items()
         ]
 
     def profile(self, size: int) -> list[Row]:

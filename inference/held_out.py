@@ -21,9 +21,11 @@ def load_held_out(folder: DatasetFolder) -> HeldOut:
 
     Raises:
         PredictionError: There is none, or its file holds something else.
+        WorkspaceError: The dataset is a model that was imported without data.
     """
     mend = f"run iaunet_plan_and_preprocess {folder.name} --test DIR"
     if not folder.held_out_json.exists():
+        folder.load_cases()  # refuses what was imported
         raise PredictionError(f"{folder.name} has no held-out test set: {mend}")
     return load_record(HeldOut, folder.held_out_json, PredictionError, mend)
 
@@ -46,6 +48,8 @@ def require_usable(held_out: HeldOut, plan: Plan, folder: DatasetFolder) -> None
         PredictionError: The run has other labels than the test set was checked with, or a file has changed or gone.
     """
     again = f"run iaunet_plan_and_preprocess {folder.name} again"
+    if not Path(held_out.root).is_dir():
+        raise PredictionError(f"the test set {held_out.root} is gone: bring it back, or {again} with --test DIR")
     if (plan.labels, plan.coding) != (held_out.labels, held_out.training_coding):
         raise PredictionError(
             f"the run was trained with labels {', '.join(plan.labels)} as they were coded then, the test set was "

@@ -127,6 +127,8 @@ def _find(dataset: Dataset, layout: Layout, masks: Path) -> _Found | None:
     slice_axis = dataset.slicing.slice_axis
     plain = dataclasses.replace(source, images=None, masks=None, test=None, missing_mask="error", slice_axis=slice_axis)
     if source.test is not None:
+        if not Path(source.test).is_dir():
+            raise DatasetError(f"the test set {source.test} does not exist: give --test with its folder, or --no_test")
         return _understood(dataset, dataclasses.replace(plain, root=source.test), masks)
     if layout.test_cases:
         cases = tuple(case for case in layout.test_cases if case.mask is not None)

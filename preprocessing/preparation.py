@@ -90,7 +90,14 @@ def locate_dataset(
     """
     if not is_path(dataset) and (dataset in workspace.names() or not Path(dataset).is_dir()):
         folder = workspace.find(dataset)
-        return folder, dataclasses.replace(folder.load_dataset().source, **said)
+        source = dataclasses.replace(folder.load_dataset().source, **said)
+        if not Path(source.root).is_dir():
+            folder.load_cases()  # refuses what was imported
+            raise WorkspaceError(
+                f"{source.root}, where the raw data of {folder.name} lay, is gone: bring it back, or give the folder "
+                f"where they are now and --dataset_name {folder.name}"
+            )
+        return folder, source
     root = Path(dataset).resolve()
     folder = workspace.folder(_valid_name(name or root.name))
     before = _source_before(folder)

@@ -93,7 +93,7 @@ def render_page(facts: ReportFacts, pictures: Mapping[str, CasePicture | str]) -
         lstrip_blocks=True,
     )
     environment.filters |= {"metric": _metric, "interval": _interval, "by": _by, "quoted": shlex.quote}
-    cards = {name: _card(case, pictures) for case in facts.cases if (name := case.name) in pictures}
+    cards = {name: _card(case, facts.shown.name, pictures) for case in facts.cases if (name := case.name) in pictures}
     worst, median, best = choose_cases(facts.cases)
     groups = {"Worst": worst, "Around the median": median, "Best": best}
     curves = [(run, draw_loss(run.curves), draw_validation_dice(run.curves)) for run in _curved(facts)]
@@ -206,10 +206,14 @@ def _number(value: float | None) -> float | None:
     return None if value is None or math.isnan(value) else round(value, 4)
 
 
-def _card(case: CaseFacts, pictures: Mapping[str, CasePicture | str]) -> CaseCard:
+def _card(case: CaseFacts, shown: str, pictures: Mapping[str, CasePicture | str]) -> CaseCard:
+    """A case with its scores, which are not those of the mask that is shown where a model was chosen."""
     found = pictures[case.name]
     dice = ", ".join(f"{label} {_metric(score.metrics['dice'])}" for label, score in case.labels.items())
     says = [f"Dice {_metric(case.dice)}" + (f" ({dice})" if len(case.labels) > 1 else "")]
+    own = case.of_runs.get(shown)
+    if own is not None and _metric(own) != _metric(case.dice):
+        says.append(f"of the mask shown {_metric(own)}")
     says += [f"expected Dice {_metric(case.expected_dice)}"] * (case.expected_dice is not None)
     says.append(", ".join([f"fold {case.fold}", *([f"group {case.group}"] if case.group else [])]))
     if isinstance(found, str):

@@ -105,8 +105,11 @@ def test_a_test_set_that_went_away_is_refused_and_can_be_given_up(check, score, 
     shutil.rmtree(test_set)
 
     assert score() == 2
-    assert "the test case case_18 cannot be read (file is missing)" in capsys.readouterr().err
+    again = "run iaunet_plan_and_preprocess toy again with --test DIR"
+    assert capsys.readouterr().err == f"error: the test set {test_set} is gone: bring it back, or {again}\n"
     assert check() == 2
+    mend = "give --test with its folder, or --no_test"
+    assert capsys.readouterr().err == f"error: the test set {test_set} does not exist: {mend}\n"
     assert check("--no_test") == 0
     assert not DatasetFolder(trained / "toy").held_out_json.exists()
 

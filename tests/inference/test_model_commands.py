@@ -139,9 +139,11 @@ def test_what_needs_the_data_says_that_they_are_not_there(export, do_import, els
     workspace = ["--workspace", str(elsewhere)]
     capsys.readouterr()
 
-    assert prepare_main(["toy", *workspace]) == 2
-    assert capsys.readouterr().err == f"error: {elsewhere / 'toy' / 'not imported'} does not exist: check the path\n"
     message = "error: toy is a model without the data it was trained on: it can predict and be exported, no more\n"
+    assert prepare_main(["toy", *workspace]) == 2
+    assert capsys.readouterr().err == message
+    assert predict_main(["-d", "toy", "--test", "-o", str(elsewhere / "out"), *workspace]) == 2
+    assert capsys.readouterr().err == message
     assert train_main(["toy", "0", *workspace]) == 2
     assert capsys.readouterr().err == message
     for command in WITH_DATA:

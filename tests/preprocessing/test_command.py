@@ -339,6 +339,22 @@ def test_many_problems_are_shown_in_part(tmp_path, write_toy, prepare):
     assert re.search(r"\.\.\. 5 more in .*problems\.csv", out)
 
 
+def test_raw_data_that_were_moved_are_asked_for_and_found_again(toy, tmp_path, prepare):
+    prepare(toy)
+    elsewhere = toy.rename(tmp_path / "elsewhere")
+
+    code, _, err = prepare("toy")
+
+    assert code == 2
+    assert err == (
+        f"error: {toy}, where the raw data of toy lay, is gone: bring it back, or give the folder where they are now "
+        "and --dataset_name toy\n"
+    )
+    code, out, err = prepare(elsewhere, "--dataset_name", "toy")
+    assert (code, err) == (0, "")
+    assert "preprocessed arrays are up to date" in out
+
+
 def test_problems_of_an_earlier_run_are_gone_when_they_are_mended(toy, workspace, prepare):
     image = (toy / "images" / "case_01.png").read_bytes()
     cut(toy / "images" / "case_01.png")

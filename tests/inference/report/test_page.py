@@ -350,6 +350,21 @@ def test_a_case_that_cannot_be_shown_says_why(facts):
     assert "the image is gone" in page.said("pictures")
 
 
+def test_a_card_tells_the_dice_of_the_mask_that_it_shows_where_that_is_another(facts):
+    found = facts()
+    (first, second, *others) = found.cases
+    cases = (
+        dataclasses.replace(first, of_runs={found.shown.name: 0.125}),
+        dataclasses.replace(second, of_runs={found.shown.name: second.dice}),
+        *others,
+    )
+
+    page = Page(render_page(facts(cases=cases), dict.fromkeys((first.name, second.name), "gone")))
+
+    assert page.said("pictures").count("of the mask shown") == 1
+    assert "of the mask shown 0.125" in page.said("pictures")
+
+
 def test_a_volume_is_shown_where_label_and_prediction_disagree_most():
     truth, prediction = np.zeros((2, 5, 8, 8), np.uint8)
     truth[1, :4] = truth[4] = prediction[1, :4] = prediction[4] = 1
