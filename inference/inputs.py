@@ -60,11 +60,10 @@ def list_inputs(inputs: Path, output: Path) -> Inputs:
             images = [path for path in images if not path.is_relative_to(output)]
         # the folder of a DICOM series is an image itself
         found = Inputs(inputs.parent, tuple(images)) if images == [inputs] else _without_masks(inputs, images)
+    if not found.images and found.left_out:
+        raise PredictionError(f"{inputs} holds no images but masks ({found.left_out[0]})")
     if not found.images:
-        but = (
-            f" but masks ({found.left_out[0]})" if found.left_out else f" ({', '.join(IMAGE_ENDINGS)}): check the path"
-        )
-        raise PredictionError(f"{inputs} holds no images{but}")
+        raise PredictionError(f"{inputs} holds no images ({', '.join(IMAGE_ENDINGS)}): check the path")
     if output == found.root:
         raise PredictionError(f"{output} holds the images themselves: give another folder for the masks")
     return found
