@@ -1,5 +1,6 @@
 """Which cases come from one patient or video: given by the user, or proposed from names and folders."""
 
+import contextlib
 import csv
 import re
 from collections import Counter
@@ -13,6 +14,14 @@ from iaunet.storage import read_text
 
 FEWEST_GROUPS = 10
 """A proposal is used if at least this many groups have two cases or more."""
+
+NONE_FOUND = "none found"
+"""Where groups come from if nothing was said and nothing suggests any."""
+
+TABLES = (".csv", ".tsv", ".txt")
+
+LARGEST_TABLE = 2**24
+"""Bytes of a table that is looked at unasked."""
 
 _NUMBERED = re.compile(r"^(?P<group>.*[^\W_].*?)[_\-. ]+\D{0,8}\d+$")
 
@@ -42,7 +51,7 @@ def resolve_groups(names: Sequence[str], wish: str | None) -> Grouping:
         return Grouping({}, "none, as asked")
     if wish == "folder":
         return Grouping(_by_folder(names), "folders")
-    if Path(wish).suffix.lower() in (".csv", ".tsv", ".txt"):
+    if Path(wish).suffix.lower() in TABLES:
         return Grouping(_by_table(names, Path(wish)), f"table {Path(wish).name}")
     return Grouping(_by_expression(names, wish), f"expression {wish}")
 
@@ -58,7 +67,21 @@ def propose_groups(names: Sequence[str]) -> Grouping:
         if _are_convincing(groups):
             return Grouping(groups, "proposed from folders")
     groups = _by_numbered_name(names)
-    return Grouping(groups, "proposed from names") if _are_convincing(groups) else Grouping({}, "none found")
+    return Grouping(groups, "proposed from names") if _are_convincing(groups) else Grouping({}, NONE_FOUND)
+
+
+def find_tables(names: Sequence[str], folder: Path) -> list[Path]:
+    """Tables in a folder that name a group for each case, as convincing as a proposal.
+
+    They are not used unasked: what stands in their second column may be anything.
+    """
+    found = []
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() in TABLES and path.is_file() and path.stat().st_size <= LARGEST_TABLE:
+            with contextlib.suppress(DatasetError):
+                if _are_convincing(_by_table(names, path)):
+                    found.append(path)
+    return found
 
 
 def _are_convincing(groups: Mapping[str, str]) -> bool:

@@ -233,6 +233,8 @@ def _absolute(path: Path | None) -> str | None:
 
 def _absolute_table(groups: str | None) -> str | None:
     """A table's path must hold when the dataset is planned again from elsewhere."""
-    if groups and Path(groups).suffix.lower() in (".csv", ".tsv", ".txt"):
+    from iaunet.grouping import TABLES
+
+    if groups and Path(groups).suffix.lower() in TABLES:
         return str(Path(groups).resolve())
     return groups

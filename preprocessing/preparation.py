@@ -6,6 +6,7 @@ import dataclasses
 import io
 import logging
 import os
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 from iaunet.dataset import Case, Dataset, MaskCoding, Problem, Source
 from iaunet.discovery import require_folder
 from iaunet.errors import DatasetError, IaunetError, PlanError, WorkspaceError
-from iaunet.grouping import Grouping, resolve_groups
+from iaunet.grouping import NONE_FOUND, Grouping, find_tables, resolve_groups
 from iaunet.planners.familiar import Familiar, keep_familiar
 from iaunet.planners.fingerprint import Fingerprint, Reading, fingerprint_dataset
 from iaunet.planners.folds import Splits, load_splits, save_splits
@@ -182,7 +183,7 @@ def prepare_dataset(
             Path(source.root), layout.cases, wish.workers, source.skip_faulty, layout.slicing, layout.coding, pictures
         )
         dataset = _make_dataset(folder.name, source, layout, reading)
-        problems = [*layout.problems, *reading.problems]
+        problems = [*layout.problems, *reading.problems, *_tables_of_groups(dataset)]
         held_out = None
         if reading.fingerprint is not None:
             held_out, found = check_held_out(dataset, layout, reading, folder.masks, wish.workers)
@@ -222,6 +223,22 @@ def _make_dataset(name: str, source: Source, layout: Layout, reading: Reading) -
         groups=dict(grouping.groups),
         groups_from=grouping.source,
     )
+
+
+def _tables_of_groups(dataset: Dataset) -> list[Problem]:
+    """Notes about tables in the folder that seem to name groups, where there are none."""
+    if dataset.groups_from != NONE_FOUND:
+        return []
+    root = Path(dataset.source.root)
+    return [
+        Problem(
+            level="note",
+            file=path.name,
+            what="names a group for each case, and is not used",
+            mend=f"give --groups {shlex.quote(str(path))} if cases of a group share a patient or video",
+        )
+        for path in find_tables([case.name for case in dataset.cases], root)
+    ]
 
 
 @dataclass(frozen=True)

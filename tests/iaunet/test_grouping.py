@@ -4,7 +4,7 @@ import unicodedata
 import pytest
 
 from iaunet.errors import DatasetError
-from iaunet.grouping import propose_groups, resolve_groups
+from iaunet.grouping import find_tables, propose_groups, resolve_groups
 
 NAMES = ("P1/a_1", "P1/a_2", "P2/a_1")
 
@@ -152,3 +152,22 @@ def test_nothing_is_proposed_from_names_that_only_count(names):
     grouping = propose_groups(names)
 
     assert (grouping.groups, grouping.source) == ({}, "none found")
+
+
+def test_tables_that_name_groups_are_found(tmp_path):
+    names = [str(number) for number in range(30)]
+    tables = {
+        "groups.csv": [f"{name},P{int(name) // 3}" for name in names],
+        "other.TSV": [f"{name}.png\tP{int(name) // 2}" for name in names],
+        "classes.csv": [f"{name},{int(name) % 3}" for name in names],
+        "ages.csv": [f"{name},{name}" for name in names],
+        "some.csv": [f"{name},P{int(name) // 3}" for name in names[1:]],
+        "notes.txt": ["made in 2019, with care", "and looked at twice"],
+        "groups.json": [f"{name},P{int(name) // 3}" for name in names],
+    }
+    for file, lines in tables.items():
+        (tmp_path / file).write_text("\n".join(lines), encoding="utf-8")
+    (tmp_path / "bytes.csv").write_bytes(b"\xff\x00,\xfe")
+    (tmp_path / "folder.csv").mkdir()
+
+    assert [path.name for path in find_tables(names, tmp_path)] == ["groups.csv", "other.TSV"]

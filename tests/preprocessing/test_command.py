@@ -480,6 +480,21 @@ def test_an_unknown_dataset_is_answered_with_the_known_ones(toy, prepare):
     assert re.fullmatch(r"error: the workspace .* has no data set 'toi', it knows: toy; run iaunet_plan.*\n", err)
 
 
+def test_a_table_that_names_groups_is_pointed_at_until_something_is_said(tmp_path, write_toy, workspace, prepare):
+    toy = write_toy(tmp_path / "toy", 20)
+    table = toy / "patients.csv"
+    table.write_text("".join(f"case_{number:02d},{number // 2}\n" for number in range(20)), encoding="utf-8")
+    note = (
+        f"note: patients.csv: names a group for each case, and is not used: give --groups {table} if cases of a group"
+    )
+
+    assert note in prepare(toy)[1]
+    assert note not in prepare(toy, "--groups", "none")[1]
+    code, out, _ = prepare(toy, "--groups", str(table))
+    assert (code, note in out) == (0, False)
+    assert "groups     10 (table patients.csv)" in out
+
+
 def test_several_datasets_are_prepared_one_after_the_other(tmp_path, write_toy, workspace, prepare):
     folders = [write_toy(tmp_path / name, 5) for name in ("a", "b")]
 
