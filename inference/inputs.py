@@ -11,7 +11,7 @@ from iaunet.discovery import IMAGE_ENDINGS, IMAGE_FOLDERS, MASK_FOLDERS, find_im
 from iaunet.errors import PredictionError
 from iaunet.files import is_image_file
 from iaunet.inference.output import TABLE
-from iaunet.masks import image_stem, path_ending
+from iaunet.masks import image_stem
 from iaunet.stacks import is_volume
 
 _CHANNEL = re.compile(r".+_(\d{4})", re.ASCII)
@@ -109,9 +109,10 @@ def group_channels(root: Path, images: Sequence[Path], channel_files: int) -> li
     """
     groups: dict[tuple[str, str], list[Path]] = {}
     for path in images:
-        folder, stem, ending = path.parent.relative_to(root), image_stem(path), path_ending(path)
+        folder, stem = path.parent.relative_to(root), image_stem(path)
+        ending = path.name[len(stem) :]
         if channel_of(path) in range(channel_files):
-            stem = stem[: -len("_0000")]
+            stem, ending = stem[: -len("_0000")], ending.lower()  # which the files of a case may not have alike
         name, stem = (text((folder / own).as_posix()) for own in (stem + ending, stem))
         groups.setdefault((name, stem), []).append(path)
     return [InputCase(name, stem, tuple(files)) for (name, stem), files in groups.items()]

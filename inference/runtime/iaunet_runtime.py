@@ -738,9 +738,9 @@ def list_cases(source: Path, root: Path, output: Path, channel_files: int) -> li
         stem = path.name[: -len(ending)]
         numbered = re.fullmatch(r".+_(\d{4})", stem, re.ASCII)
         if numbered and int(numbered[1]) < channel_files:
-            stem = stem[: -len("_0000")]
+            stem, ending = stem[: -len("_0000")], ending.lower()
         folder = path.parent.relative_to(root)
-        groups.setdefault(((folder / (stem + ending.lower())).as_posix(), (folder / stem).as_posix()), []).append(path)
+        groups.setdefault(((folder / (stem + ending)).as_posix(), (folder / stem).as_posix()), []).append(path)
     if not groups:
         raise RuntimeFault(f"{source} holds no images ({', '.join(FORMATS)}): check the path")
     return [InputCase(name, stem, tuple(files)) for (name, stem), files in groups.items()]

@@ -191,6 +191,7 @@ def test_images_of_every_kind_are_predicted_at_their_own_size(predict, images, o
     outcomes = predict()
 
     assert set(statuses(outcomes).values()) == {"done"}
+    assert "photo.JPG" in outcomes  # as the file is called, so that tables can be joined
     for name in ("photo", "grey", "transparent"):
         assert read_mask(output / f"{name}.png").shape == (40, 90)
     assert read_mask(output / "turned.png").shape == (90, 40)

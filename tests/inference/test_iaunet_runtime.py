@@ -563,8 +563,8 @@ def test_a_folder_gets_the_masks_and_names_of_iaunet_predict(build, runtime, tmp
         "a 10.png",
         "below/ж.png",
         "other.bmp",
+        "same.PNG",
         "same.jpg",
-        "same.png",
     ]
     assert {outcome.status for outcome in outcomes} == {"done"}
     assert masks_in(tmp_path / "ours") == masks_in(tmp_path / "theirs")
