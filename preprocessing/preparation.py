@@ -404,7 +404,8 @@ def _tell_other_folds(folder: DatasetFolder, splits: Splits) -> None:
     for run in _runs(folder):
         with contextlib.suppress(PlanError):
             record = read_json(folder.runs / run / "run.json", PlanError, "")
-            if isinstance(record, dict) and record.get("split_digest") != folds.get(str(record.get("split"))):
+            split = str(record.get("split")) if isinstance(record, dict) else ""
+            if split in folds and record.get("split_digest") != folds[split]:  # else it has folds of its own
                 others.append(run)
     if others:
         logger.info("folds      runs of other folds, which cannot be gone on with: %s", ", ".join(others))
