@@ -230,7 +230,7 @@ def _walk(root: Path, suffixes: Sequence[str], role: Literal["image", "mask"] | 
         found_role, parts = (role, parts) if role else _role_by_folder(parts)
         if found_role is None:
             continue
-        bare = parts[-1] if found_role == "image" else _without_suffix(parts[-1], suffixes)
+        bare = parts[-1] if found_role == "image" else without_suffix(parts[-1], suffixes)
         if bare != parts[-1]:
             found_role = "mask"
         yield _Found(path, "/".join(parts), "/".join((*parts[:-1], bare)), found_role)
@@ -252,7 +252,8 @@ def _role_by_folder(
     return "unknown", parts
 
 
-def _without_suffix(name: str, suffixes: Sequence[str]) -> str:
+def without_suffix(name: str, suffixes: Sequence[str] = MASK_SUFFIXES) -> str:
+    """The name of the image that a mask's name, without ending, belongs to; the name itself if it has no suffix."""
     for suffix in sorted(suffixes, key=len, reverse=True):
         if name.lower().endswith(suffix.lower()) and len(name) > len(suffix):
             return name[: -len(suffix)]

@@ -7,7 +7,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from iaunet.discovery import IMAGE_ENDINGS, IMAGE_FOLDERS, MASK_FOLDERS, find_images, require_text
+from iaunet.discovery import (
+    IMAGE_ENDINGS,
+    IMAGE_FOLDERS,
+    MASK_FOLDERS,
+    MASK_SUFFIXES,
+    find_images,
+    require_text,
+    without_suffix,
+)
 from iaunet.errors import PredictionError
 from iaunet.files import is_image_file
 from iaunet.inference.output import TABLE
@@ -41,8 +49,9 @@ class InputCase:
 def list_inputs(inputs: Path, output: Path) -> Inputs:
     """The images of a folder, searched to its depth, or one image; some may have names that fail.
 
-    Left out are what lies in the output folder, masks that an earlier prediction wrote into a folder below, and folders
-    of masks beside one of images (``masks`` beside ``images`` and the like).
+    Left out are what lies in the output folder, masks that an earlier prediction wrote into a folder below, folders of
+    masks beside one of images (``masks`` beside ``images`` and the like), and masks named so among their images
+    (``a_mask.png`` beside ``a.png``).
 
     Raises:
         DatasetError: The root does not exist, or has a name that is not UTF-8.
@@ -85,18 +94,30 @@ def _without_masks(root: Path, images: Sequence[Path]) -> Inputs:
                 return folder, f"the images in {beside[0]}/"
         return find_reason(folder.parent)
 
+    named = _named_as_masks(images)
     kept, masks = [], Counter[tuple[Path, str]]()
     for path in images:
-        if reason := find_reason(path.parent):
-            masks[reason] += 1
-        else:
+        reason = find_reason(path.parent)
+        if reason is None and path in named:
+            reason = path.parent, "the images beside them"
+        if reason is None:
             kept.append(path)
-    mend = "give this folder to -i to predict them"
+        else:
+            masks[reason] += 1
+    mend = "give their folder to -i, or move them to one, to predict them"
     lines = (
         f"{n} file{'s' * (n > 1)} in {folder.relative_to(root).as_posix()}/ left out as masks of {of}: {mend}"
         for (folder, of), n in masks.items()
     )
     return Inputs(root, tuple(kept), tuple(map(text, lines)))
+
+
+def _named_as_masks(images: Sequence[Path]) -> set[Path]:
+    """The files called as an image beside them, with a suffix for masks (``a_mask.png`` beside ``a.png``)."""
+    candidates = [path for path in images if any(suffix in path.name.lower() for suffix in MASK_SUFFIXES)]
+    stems = {(path.parent, image_stem(path)) for path in images} if candidates else set()
+    bare = {path: without_suffix(image_stem(path)) for path in candidates}
+    return {path for path, stem in bare.items() if stem != image_stem(path) and (path.parent, stem) in stems}
 
 
 def group_channels(root: Path, images: Sequence[Path], channel_files: int) -> list[InputCase]:

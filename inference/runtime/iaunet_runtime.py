@@ -42,6 +42,7 @@ MASK_FOLDERS = (
     *("masks", "mask", "labels", "label", "ground truth", "ground_truth", "groundtruth", "gt"),
     *("segmentations", "annotations", "labelstr"),
 )
+MASK_SUFFIXES = ("_segmentation", "_masks", "_mask", "_seg")
 MADE_FROM = "iaunet:made-from"
 TEMPORARY = ".iaunet-tmp"
 BATCH = 4
@@ -727,15 +728,18 @@ def predict_folder(runtime: Runtime, source: Path, output: Path, overwrite: bool
 def list_cases(source: Path, root: Path, output: Path, channel_files: int) -> list[InputCase]:
     """The images below a folder, or the one given, as cases.
 
-    Hidden ones are left out, those in ``output``, and folders of masks: of an earlier prediction, or beside images.
+    Hidden ones are left out, those in ``output``, and masks: of an earlier prediction, in folders beside images, and
+    called as an image beside them with a suffix (``a_mask.png``).
     """
     paths = [source] if source.is_file() else sorted(_walk(source, output), key=lambda path: path.as_posix())
+    stems = {path: path.name[: -len(ending)] for path in paths if (ending := _ending(path))}
+    images = {(path.parent, stem) for path, stem in stems.items()}
     groups: dict[tuple[str, str], list[Path]] = {}
-    for path in paths:
-        ending = _ending(path)
-        if not ending:
+    for path, stem in stems.items():
+        if (path.parent, _image_of(stem)) in images:
+            logger.warning("left out: %s is called as a mask: give it by itself to predict it", path)
             continue
-        stem = path.name[: -len(ending)]
+        ending = _ending(path)
         numbered = re.fullmatch(r".+_(\d{4})", stem, re.ASCII)
         if numbered and int(numbered[1]) < channel_files:
             stem, ending = stem[: -len("_0000")], ending.lower()
@@ -744,6 +748,12 @@ def list_cases(source: Path, root: Path, output: Path, channel_files: int) -> li
     if not groups:
         raise RuntimeFault(f"{source} holds no images ({', '.join(FORMATS)}): check the path")
     return [InputCase(name, stem, tuple(files)) for (name, stem), files in groups.items()]
+
+
+def _image_of(stem: str) -> str | None:
+    """What the image of a mask is called, None where a name has no suffix for masks."""
+    found = (stem[: -len(suffix)] for suffix in MASK_SUFFIXES if stem.lower().endswith(suffix))
+    return next(found, None) or None
 
 
 def mask_names(cases: Sequence[InputCase]) -> list[str]:

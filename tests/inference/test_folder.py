@@ -249,6 +249,7 @@ def test_masks_beside_images_and_of_an_earlier_prediction_are_told_and_not_predi
     files = (
         *("a/images/1.png", "a/images/2.png", "a/Masks/1.png", "a/Masks/deep/2.png"),
         *("b/masks/3.png", "earlier/1.png", "earlier/below/2.png", "earlier/predictions.csv", "5.png"),
+        *("c/7.jpg", "c/7_Mask.png", "c/8_mask.png", "c/7_mask_1.png"),
     )
     for file in files:
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
@@ -257,10 +258,12 @@ def test_masks_beside_images_and_of_an_earlier_prediction_are_told_and_not_predi
     found = list_inputs(tmp_path, tmp_path / "out")
 
     names = [path.relative_to(tmp_path).as_posix() for path in found.images]
-    assert names == ["5.png", "a/images/1.png", "a/images/2.png", "b/masks/3.png"]
-    give = "give this folder to -i to predict them"
+    alone = ["c/7.jpg", "c/7_mask_1.png", "c/8_mask.png"]
+    assert names == ["5.png", "a/images/1.png", "a/images/2.png", "b/masks/3.png", *alone]
+    give = "give their folder to -i, or move them to one, to predict them"
     assert found.left_out == (
         f"2 files in a/Masks/ left out as masks of the images in images/: {give}",
+        f"1 file in c/ left out as masks of the images beside them: {give}",
         f"2 files in earlier/ left out as masks of an earlier prediction: {give}",
     )
     assert len(list_inputs(tmp_path / "a" / "Masks", tmp_path / "out").images) == 2

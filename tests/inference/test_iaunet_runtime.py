@@ -584,7 +584,9 @@ def test_a_folder_gets_the_masks_and_names_of_iaunet_predict(build, runtime, tmp
     }
 
 
-NAMES = st.sampled_from(["a", "A", "b", "a.jpg", "c_0000", "c_0001", "c_0002", "v"])
+NAMES = st.sampled_from(
+    ["a", "A", "b", "a.jpg", "a_mask", "b_Seg", "_mask", "a_mask_masks", "c_0000", "c_0001", "c_0002", "v"]
+)
 FOLDERS = st.sampled_from(["", "below/", "images/", "masks/", "below/GT/", "below/img/b/"])
 ENDINGS = st.sampled_from([".png", ".PNG", ".jpg", ".tif", ".bmp", ".nii.gz", ".txt", ""])
 
