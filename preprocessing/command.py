@@ -79,7 +79,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--verify_only", action="store_true", help="read and check, then stop")
     parser.add_argument("--dry_run", action="store_true", help="also plan, but write no plan and no arrays")
     parser.add_argument(
-        "--no_timing", action="store_true", help="do not try how long training takes on this machine (about 1.5 s)"
+        "--no_timing",
+        action="store_true",
+        help="do not try how long training takes here, which takes a while",
     )
     return parser
 
@@ -142,8 +144,10 @@ def _prepare(arguments: argparse.Namespace, workers: int, processes: contextlib.
 
         def prepare_one(dataset: str) -> None:
             folder, found = locate_dataset(workspace, dataset, said, arguments.dataset_name)
-            prepared = prepare_dataset(folder, found, wish, *during)
-            processes.close()
+            try:
+                prepared = prepare_dataset(folder, found, wish, *during)
+            finally:
+                processes.close()  # the next data set must not meet processes that broke down
             for line in describe(prepared):
                 logger.info("%s", line)
             if timing and prepared.plan is not None:

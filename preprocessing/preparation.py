@@ -408,7 +408,9 @@ def _tell_other_folds(folder: DatasetFolder, splits: Splits) -> None:
             if split in folds and record.get("split_digest") != folds[split]:  # else it has folds of its own
                 others.append(run)
     if others:
-        logger.info("folds      runs of other folds, which cannot be gone on with: %s", ", ".join(others))
+        logger.info(
+            "folds      runs of other folds, to be begun anew with iaunet_train --restart: %s", ", ".join(others)
+        )
 
 
 def _runs(folder: DatasetFolder) -> list[str]:

@@ -735,10 +735,13 @@ def list_cases(source: Path, root: Path, output: Path, channel_files: int) -> li
     stems = {path: path.name[: -len(ending)] for path in paths if (ending := _ending(path))}
     images = {(path.parent, stem) for path, stem in stems.items()}
     groups: dict[tuple[str, str], list[Path]] = {}
+    masks = [path for path, stem in stems.items() if (path.parent, _image_of(stem)) in images]
+    if masks:
+        what = "masks called as images beside them (move them to a folder of their own to predict them)"
+        logger.warning("left out: %d %s, the first is %s", len(masks), what, masks[0])
+    for path in masks:
+        del stems[path]
     for path, stem in stems.items():
-        if (path.parent, _image_of(stem)) in images:
-            logger.warning("left out: %s is called as a mask: give it by itself to predict it", path)
-            continue
         ending = _ending(path)
         numbered = re.fullmatch(r".+_(\d{4})", stem, re.ASCII)
         if numbered and int(numbered[1]) < channel_files:

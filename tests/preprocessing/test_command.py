@@ -17,6 +17,7 @@ from iaunet.errors import PreprocessingError
 from iaunet.planners.fingerprint import Fingerprint
 from iaunet.planners.folds import load_splits
 from iaunet.planners.plan import load_plan
+from iaunet.preprocessing import preparation
 from iaunet.preprocessing.arrays import open_arrays
 from iaunet.preprocessing.cases import prepare_case
 from iaunet.preprocessing.command import main
@@ -25,6 +26,7 @@ from iaunet.records import from_json, to_json
 from iaunet.resample import resize_mask
 from iaunet.stacks import Stack
 from iaunet.storage import digest
+from iaunet.workers import map_in_processes
 from iaunet.workspace import DatasetFolder
 
 NARROW = ("--width", "1")  # the time of training is estimated sooner
@@ -505,6 +507,28 @@ def test_several_datasets_are_prepared_one_after_the_other(tmp_path, write_toy, 
     assert (code, err) == (2, "error: --dataset_name, --images and --test are for one data set at a time\n")
 
 
+def test_a_worker_that_is_killed_for_one_dataset_is_not_missed_by_the_next(
+    tmp_path, write_toy, workspace, prepare, monkeypatch
+):
+    really_prepare, calls = preparation.prepare_dataset, []
+
+    def prepare_dataset(*arguments):
+        calls.append(arguments)
+        if len(calls) == 1:
+            list(map_in_processes(os._exit, [1] * 100, 2))
+        assert list(map_in_processes(abs, range(-100, 0), 2)) == [*range(100, 0, -1)]
+        return really_prepare(*arguments)
+
+    monkeypatch.setattr(preparation, "prepare_dataset", prepare_dataset)
+
+    code, out, _ = prepare(*(write_toy(tmp_path / name, 5) for name in "ab"))
+
+    assert code == 1
+    assert re.search(r"failed: .*a: a worker process was killed", out)
+    assert "1 of 2 data sets failed, see above" in out
+    assert {name.split("/")[0] for name in files_of(workspace)} == {"b"}
+
+
 @pytest.mark.parametrize(("sound", "code"), [((0, 2), 1), ((), 2)])
 def test_the_faults_of_a_dataset_do_not_keep_others_from_being_prepared(
     tmp_path, write_toy, workspace, prepare, sound, code
@@ -654,7 +678,7 @@ def test_runs_that_were_begun_with_other_folds_are_named(toy, workspace, prepare
         run = workspace / "toy" / "runs" / name
         run.mkdir(parents=True)
         (run / "run.json").write_text(json.dumps(record))
-    told = "folds      runs of other folds, which cannot be gone on with: {}\n"
+    told = "folds      runs of other folds, to be begun anew with iaunet_train --restart: {}\n"
 
     assert "runs of other folds" not in prepare(toy)[1]
     assert told.format("five") in prepare(toy, "--folds", "3")[1]
