@@ -3,6 +3,7 @@
 import concurrent.futures
 import contextlib
 import errno
+import functools
 import hashlib
 import itertools
 import json
@@ -19,8 +20,6 @@ TEMPORARY_SUFFIX = ".iaunet-tmp"
 
 SYNCED_AT_ONCE = 1024
 """Files that wait to be synced at most."""
-
-_plain_json = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NOT_WRITABLE = (
@@ -143,18 +142,7 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write plain values as indented JSON, see `replacing`."""
-    write_text(path, _indented(value, "\n") + "\n")
-
-
-def _indented(value: Any, line: str) -> str:
-    """JSON as `json.dumps` indents it by one, several times faster; ``line`` begins the line that the value is on."""
-    deeper = line + " "
-    if isinstance(value, dict) and value:
-        items = (f"{_plain_json(str(key))}: {_indented(item, deeper)}" for key, item in value.items())
-        return f"{{{deeper}{f',{deeper}'.join(items)}{line}}}"
-    if isinstance(value, list | tuple) and value:
-        return f"[{deeper}{f',{deeper}'.join(_indented(item, deeper) for item in value)}{line}]"
-    return _plain_json(value)
+    write_text(path, json.dumps(value, ensure_ascii=False, allow_nan=False, indent=1) + "\n")
 
 
 def read_json(path: Path, error: type[IaunetError], mend: str) -> Any:
@@ -217,13 +205,18 @@ def sync_files(paths: Iterable[Path]) -> None:
     """
     folders = set()
     waiting = iter(paths)
-    with concurrent.futures.ThreadPoolExecutor(8) as threads:
-        while some := [*itertools.islice(waiting, SYNCED_AT_ONCE)]:
-            for _ in threads.map(_sync_file, some):
-                pass
-            folders |= {path.parent for path in some}
+    while some := [*itertools.islice(waiting, SYNCED_AT_ONCE)]:
+        for _ in _syncing_threads().map(_sync_file, some):
+            pass
+        folders |= {path.parent for path in some}
     for folder in folders:
         sync_folder(folder)
+
+
+@functools.cache
+def _syncing_threads() -> concurrent.futures.ThreadPoolExecutor:
+    """Threads that are kept: starting them costs more than what they do for a few files."""
+    return concurrent.futures.ThreadPoolExecutor(8, "sync")
 
 
 def _sync_file(path: Path) -> None:

@@ -4,16 +4,17 @@ import concurrent.futures
 import contextlib
 import contextvars
 import errno
-import importlib
 import itertools
 import math
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
 from typing import TypeVar
 
@@ -106,12 +107,25 @@ class _Processes:
     def pool(self, workers: int) -> concurrent.futures.ProcessPoolExecutor:
         """At least so many processes."""
         if self._pool is None or workers > self._workers:
-            self.close()
-            self._others = {*multiprocessing.active_children()}
-            context = multiprocessing.get_context("spawn")
-            self._pool = concurrent.futures.ProcessPoolExecutor(workers, mp_context=context, initializer=serve_parent)
-            self._workers = workers
+            self._open(workers, "spawn")
         return self._pool
+
+    def fork_later(self, workers: int, module: str) -> None:
+        """Have a process import a module, of which so many are forked when there is work.
+
+        It has one thread and nothing of this process. That several import the same takes half a second longer.
+        """
+        self._open(workers, "forkserver")  # with Python's tracker of resources, whose start lets interrupts in
+        multiprocessing.set_forkserver_preload([module])
+        with _holding_interrupts():
+            forkserver.ensure_running()
+
+    def _open(self, workers: int, method: str) -> None:
+        self.close()
+        self._others = {*multiprocessing.active_children()}
+        context = multiprocessing.get_context(method)
+        self._pool = concurrent.futures.ProcessPoolExecutor(workers, mp_context=context, initializer=serve_parent)
+        self._workers = workers
 
     def kill(self) -> None:
         """Kill the processes that are left of a pool that is broken.
@@ -134,7 +148,7 @@ _kept: contextvars.ContextVar[_Processes | None] = contextvars.ContextVar("kept_
 def keeping_processes() -> Iterator[None]:
     """Let every `map_in_processes` of the block work in the same processes, which end with the outermost block.
 
-    They are started by the first that has work for several, or by `start_processes`.
+    They are started by the first that has work for several, or by `prepare_processes`.
     """
     if _kept.get() is not None:
         yield
@@ -147,23 +161,16 @@ def keeping_processes() -> Iterator[None]:
             _kept.reset(token)
 
 
-def start_processes(workers: int, module: str) -> None:
-    """Start the processes that the block keeps before there is work for them, while this one does something else.
+def prepare_processes(workers: int, module: str) -> None:
+    """Begin to start the processes that the block keeps before there is work for them, where processes can be forked.
 
     Args:
         workers: How many; one is none.
-        module: What each imports.
+        module: What they import, while this process does something else.
     """
     kept = _kept.get()
-    if kept is not None and workers > 1:
-        pool = kept.pool(workers)  # with Python's tracker of resources, whose start lets interrupts in
-        with _holding_interrupts(), contextlib.suppress(BrokenProcessPool, OSError):  # who has work will find out
-            for _ in range(workers):
-                pool.submit(_import, module)
-
-
-def _import(module: str) -> None:
-    importlib.import_module(module)
+    if kept is not None and workers > 1 and sys.platform == "linux":
+        kept.fork_later(workers, module)
 
 
 def _processes() -> contextlib.AbstractContextManager[_Processes]:

@@ -12,7 +12,7 @@ from scipy import ndimage
 
 from iaunet.dataset import BINARY_CUT, DEFAULT_SLICING, IGNORED, MaskCoding, Problem, Slicing
 from iaunet.errors import FileError
-from iaunet.planners.histogram import Histogram, Intensity
+from iaunet.planners.histogram import Histogram, Intensity, Totals
 from iaunet.planners.pictures import KeptPicture, KeptPictures
 from iaunet.planners.suspicions import CaseShapes, extent, measure_shape
 from iaunet.resample import Size, ceiling_dice, resize_image, resize_mask, restored_dice
@@ -107,9 +107,26 @@ class Measurement:
         """Channels of the image."""
         return len(self.intensity)
 
-    def without_histograms(self) -> "Measurement":
-        """The measurement without what takes most of its memory; the statistics stay."""
-        return dataclasses.replace(self, histograms=(), foreground=())
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Measurements:
+    """What was measured on several cases, without their histograms; those are added up in ``pixels``, by pixel type,
+    and ``foreground``, by pixel type and how the mask was read."""
+
+    measurements: tuple[Measurement, ...]
+    pixels: Totals
+    foreground: Totals
+
+
+def measure_cases(tasks: Sequence[MeasureTask]) -> Measurements:
+    """Measure several cases; faults of their files are part of the result."""
+    pixels, foreground = Totals(), Totals()
+    measurements = []
+    for measured in map(measure_case, tasks):
+        pixels.add(measured.depth, measured.histograms)
+        foreground.add((measured.depth, measured.read_as), measured.foreground)
+        measurements.append(dataclasses.replace(measured, histograms=(), foreground=()))
+    return Measurements(measurements=tuple(measurements), pixels=pixels.united(), foreground=foreground.united())
 
 
 def measure_case(task: MeasureTask) -> Measurement:

@@ -93,14 +93,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from iaunet.workers import IMAGES_WORTH_A_PROCESS, keeping_processes, start_processes
+    from iaunet.workers import IMAGES_WORTH_A_PROCESS, keeping_processes, prepare_processes
 
     with contextlib.ExitStack() as processes:
         processes.enter_context(keeping_processes())
         workers = max(1, arguments.workers)
         few = 2 * IMAGES_WORTH_A_PROCESS * workers  # an image and a mask a case
         if sum(_count_files(Path(dataset), few) for dataset in arguments.datasets) >= few:
-            start_processes(workers, MEASURING)  # which takes them as long as the imports below take this one
+            prepare_processes(workers, MEASURING)  # which takes them as long as the imports below take this one
         return _prepare(arguments, workers, processes)
 
 

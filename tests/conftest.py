@@ -1,5 +1,6 @@
 """What tests share: a toy dataset of bright ellipses, commands as processes, tracing of masks, and the real data."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -92,6 +93,17 @@ class Command(subprocess.Popen[str]):
             if int(session) == self.pid and state != "Z":
                 members.append(int(stat.parent.name))
         return members
+
+    def workers(self) -> list[int]:
+        """The ids of the processes that work for it: those it started itself, and those forked from one it started."""
+        found = []
+        for number in self.session():
+            with contextlib.suppress(OSError):
+                said = Path(f"/proc/{number}/cmdline").read_text()
+                parent = int(Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[1])
+                if "spawn_main" in said or ("forkserver" in said and parent != self.pid):
+                    found.append(number)
+        return found
 
     def wait_until(self, condition: Callable[[], bool], what: str) -> None:
         """Look again and again until something has happened."""

@@ -1,16 +1,22 @@
 import concurrent.futures
 import errno
+import functools
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import time
 from importlib import import_module
+from multiprocessing import forkserver
 from pathlib import Path
 
 import pytest
 
 from iaunet.errors import FileError, WorkspaceError
-from iaunet.workers import default_workers, keeping_processes, map_in_processes, start_processes
+from iaunet.workers import default_workers, keeping_processes, map_in_processes, prepare_processes
+
+needs_linux = pytest.mark.skipif(sys.platform != "linux", reason="processes are forked on Linux alone")
 
 
 @pytest.fixture
@@ -51,30 +57,87 @@ def test_processes_that_are_kept_do_one_piece_of_work_after_another_and_end_with
     assert not multiprocessing.active_children()
 
 
-def test_processes_are_there_before_there_is_work_and_those_of_an_inner_block_are_the_same(jobs):
-    with keeping_processes():
-        start_processes(2, jobs.__name__)
-        started = {process.pid for process in multiprocessing.active_children()}
-        with keeping_processes():
-            used = {process for _, process in run_workers(jobs.square, range(20))}
-        still_there = {process.pid for process in multiprocessing.active_children()}
+def parent_of(process):
+    """The number of the process that a process is a child of."""
+    return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
 
-    assert len(started) == 2
-    assert used <= started
-    assert still_there == started
+
+@needs_linux
+def test_prepared_processes_are_forked_from_one_when_there_is_work_and_those_of_an_inner_block_are_the_same(jobs):
+    with keeping_processes():
+        prepare_processes(2, jobs.__name__)
+        assert not multiprocessing.active_children()
+        first = {process for _, process in run_workers(jobs.square, range(20))}
+        with keeping_processes():
+            second = {process for _, process in run_workers(jobs.square, range(20))}
+        kept = {process.pid for process in multiprocessing.active_children()}
+        servers = {parent_of(process) for process in kept}
+
+    assert first | second <= kept
+    assert len(kept) <= 2
+    assert len(servers) == 1
+    assert os.getpid() not in servers
     assert not multiprocessing.active_children()
 
 
-def test_a_process_that_is_killed_before_there_is_work_is_told_when_there_is(jobs):
+PREPARED = """
+import os
+from iaunet.workers import keeping_processes, map_in_processes, prepare_processes
+if __name__ == "__main__":
     with keeping_processes():
-        start_processes(2, jobs.__name__)
-        first, _ = multiprocessing.active_children()
+        prepare_processes(2, "imported_once")
+        print({*map_in_processes(os.path.basename, ["a"] * 60, 2)})
+"""
+
+
+@needs_linux
+def test_what_prepared_processes_need_is_imported_once(tmp_path):
+    (tmp_path / "imported_once.py").write_text("import os\nos.write(1, b'imported\\n')\n")
+    (tmp_path / "prepared.py").write_text(PREPARED)
+    run = functools.partial(subprocess.run, capture_output=True, text=True, check=True)
+    done = run([sys.executable, tmp_path / "prepared.py"], env={**os.environ, "PYTHONPATH": str(tmp_path)})
+
+    assert done.stdout.split() == ["imported", "{'a'}"]
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize("is_prepared", [False, pytest.param(True, marks=needs_linux)])
+def test_a_process_that_is_killed_before_there_is_more_work_is_told_when_there_is(jobs, is_prepared):
+    with keeping_processes():
+        if is_prepared:
+            prepare_processes(2, jobs.__name__)
+        run_workers(jobs.square, range(20))
+        first, *_ = multiprocessing.active_children()
         first.kill()
         first.join()
         with pytest.raises(WorkspaceError, match="a worker process was killed"):
             run_workers(jobs.square, range(20))
 
     assert not multiprocessing.active_children()
+
+
+@needs_linux
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_what_stops_the_command_waits_until_the_process_that_forks_is_started(jobs, monkeypatch, number):
+    ensure_running, started = forkserver.ensure_running, []
+
+    def start_amid_a_signal():
+        signal.raise_signal(number)
+        ensure_running()
+        started.append(number)
+
+    def stop(signum, frame):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(forkserver, "ensure_running", start_amid_a_signal)
+    before = signal.signal(number, stop)
+    try:
+        with keeping_processes(), pytest.raises(KeyboardInterrupt):
+            prepare_processes(2, jobs.__name__)
+    finally:
+        signal.signal(number, before)
+
+    assert started == [number]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -94,23 +157,24 @@ def test_what_stops_the_command_waits_until_the_processes_are_started(jobs, monk
     before = signal.signal(number, stop)
     try:
         with keeping_processes(), pytest.raises(KeyboardInterrupt):
-            start_processes(2, jobs.__name__)
+            run_workers(jobs.square, range(20))
     finally:
         signal.signal(number, before)
 
-    assert len(submitted) == 2
+    assert len(submitted) == 8
     assert not multiprocessing.active_children()
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_processes_are_started_only_where_several_are_kept(workers):
-    if workers == 1:
-        with keeping_processes():
-            start_processes(1, "os")
-            assert not multiprocessing.active_children()
-    else:
-        start_processes(2, "os")
-        assert not multiprocessing.active_children()
+def test_processes_are_prepared_only_where_several_are_kept(jobs):
+    with keeping_processes():
+        prepare_processes(1, jobs.__name__)
+        prepared = {process for _, process in run_workers(jobs.square, range(20))}
+        alone = {parent_of(process.pid) for process in multiprocessing.active_children()}
+    prepare_processes(2, jobs.__name__)
+    run_workers(jobs.square, range(20))
+    assert prepared
+    assert alone == {os.getpid()}
+    assert not multiprocessing.active_children()
 
 
 def test_items_are_taken_only_as_results_are(jobs):

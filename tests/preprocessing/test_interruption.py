@@ -2,7 +2,6 @@
 
 import os
 import signal
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -71,15 +70,11 @@ def test_a_second_process_at_the_same_time_is_refused_and_the_first_goes_on(star
     assert files_of(workspace) == undisturbed
 
 
-def workers_of(process):
-    return [i for i in process.session() if b"spawn_main" in Path(f"/proc/{i}/cmdline").read_bytes()]
-
-
 def test_a_killed_worker_is_reported_and_the_same_command_goes_on(start, workspace, undisturbed, toy):
     process = start()
     process.wait_until(arrays_being_made(workspace).exists, "arrays are being made")
-    process.wait_until(lambda: len(workers_of(process)) == 2, "both workers have started")
-    os.kill(workers_of(process)[0], signal.SIGKILL)
+    process.wait_until(lambda: len(process.workers()) == 2, "both workers have started")
+    os.kill(process.workers()[0], signal.SIGKILL)
     code, said, _ = process.end()
 
     assert code == 2

@@ -460,18 +460,9 @@ def test_a_prediction_with_so_much_memory_ends_well_or_in_one_line_and_goes_on_w
 
 def kill_a_worker(command, seconds=0.0):
     """Kill one of the processes that a command started to work for it, some time after the first is there."""
-
-    def workers():
-        found = []
-        for number in command.session():
-            with contextlib.suppress(OSError):
-                if "spawn_main" in Path(f"/proc/{number}/cmdline").read_text():
-                    found.append(number)
-        return found
-
-    command.wait_until(lambda: workers() or command.poll() is not None, "there is a worker")
+    command.wait_until(lambda: command.workers() or command.poll() is not None, "there is a worker")
     time.sleep(seconds)
-    for number in workers()[-1:]:
+    for number in command.workers()[-1:]:
         with contextlib.suppress(ProcessLookupError):  # it is at its end
             os.kill(number, signal.SIGKILL)
 
