@@ -49,7 +49,7 @@ from iaunet.planners.plan import build_planned_network, load_plan
 from iaunet.trainers.fold_setup import FoldSetup
 from iaunet.trainers.loader import Batch, ending_workers, start_batches
 from iaunet.trainers.trainer import Trainer
-from iaunet.trainers.training import TrainingOptions, resolve_plan
+from iaunet.trainers.training import READING_WORKERS, TrainingOptions, resolve_plan
 from iaunet.workers import default_workers
 from iaunet.workspace import DatasetFolder
 
@@ -70,7 +70,7 @@ def main() -> None:
     device = choose_device(arguments.device)
     workers = arguments.workers
     if workers is None:
-        workers = 1 if device.type == "cpu" else max(1, min(12, default_workers() - 1))
+        workers = 1 if device.type == "cpu" else READING_WORKERS  # as `iaunet_train` has by itself
     report = Report("training_epoch", settings_of(arguments) | {"workers": workers, "device": device.type})
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)

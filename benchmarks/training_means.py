@@ -10,6 +10,7 @@ Ratios are taken round by round, of seconds and of the processor's seconds, whic
 
 import argparse
 import os
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -95,7 +96,12 @@ def main() -> None:
         for means in wished:
             torch.manual_seed(0)
             built = build_network(name, channels=CHANNELS, labels=1, width=int(width), depth=arguments.depth)
-            steps[means] = Stepper(built, all_means[means], arguments.batch, arguments.size, device)
+            try:
+                steps[means] = Stepper(built, all_means[means], arguments.batch, arguments.size, device)
+            except RuntimeError as fault:
+                if not all_means[means].compiled:  # which needs a C compiler and Python's headers
+                    raise
+                print(f"{network}, {means}: left out ({str(fault).splitlines()[0]})", file=sys.stderr)
         _compare(report, network, steps, arguments.rounds)
     report.finish(arguments.json)
 

@@ -5,6 +5,8 @@ import copy
 import torch
 from torch import nn
 
+from iaunet.trainers.memory import copy_tensors
+
 
 class WeightAverage:
     """Keeps an average of parameters and buffers.
@@ -28,9 +30,9 @@ class WeightAverage:
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         own, new = _tensors(self.network), _tensors(network)
         floats = [name for name, tensor in own.items() if tensor.is_floating_point()]
+        others = [name for name in own if name not in {*floats}]
         torch._foreach_lerp_([own[name] for name in floats], [new[name] for name in floats], 1 - decay)
-        for name in own.keys() - floats:
-            own[name].copy_(new[name])
+        copy_tensors([own[name] for name in others], [new[name] for name in others])
 
 
 def _tensors(network: nn.Module) -> dict[str, torch.Tensor]:

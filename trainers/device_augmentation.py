@@ -138,7 +138,8 @@ class DeviceAugmenter:
         offset = np.asarray(self._normalisation.mean) / np.maximum(self._normalisation.sd, SD_FLOOR)
         factor = _column(images, [changes[i].brightness for i in chosen])
         shift = _as_tensor(images, offset)[:, None, None]
-        images[chosen] = factor * images[chosen] + (factor - 1) * shift
+        rows = _indices(images, chosen)
+        images[rows] = factor * images[rows] + (factor - 1) * shift
 
 
 def _move(images: Tensor, masks: Tensor, changes: Sequence[Changes], order: str) -> None:
@@ -165,8 +166,9 @@ def _move(images: Tensor, masks: Tensor, changes: Sequence[Changes], order: str)
         # the border lies half a pixel beyond the last centre, where scipy's `reflect` mirrors as well
         return F.grid_sample(maps, grid, mode=mode, padding_mode="reflection", align_corners=False)
 
-    images[chosen] = sampled(images[chosen], order)
-    masks[chosen] = sampled(masks[chosen, None].float(), "nearest")[:, 0].to(masks.dtype)
+    rows = _indices(images, chosen)
+    images[rows] = sampled(images[rows], order)
+    masks[rows] = sampled(masks[rows][:, None].float(), "nearest")[:, 0].to(masks.dtype)
 
 
 def _displace(places: Tensor, changes: Sequence[Changes]) -> None:
@@ -174,7 +176,7 @@ def _displace(places: Tensor, changes: Sequence[Changes]) -> None:
     chosen = [(i, change.elastic, change.seed) for i, change in enumerate(changes) if change.elastic is not None]
     if not chosen:
         return
-    rows = [i for i, _, _ in chosen]
+    rows = _indices(places, [i for i, _, _ in chosen])
     fields = torch.stack(
         [torch.empty_like(places[0]).uniform_(-1, 1, generator=_generator(places, seed)) for _, _, seed in chosen]
     )
@@ -194,7 +196,8 @@ def _add_noise(images: Tensor, changes: Sequence[Changes]) -> None:
 def _blur(images: Tensor, changes: Sequence[Changes]) -> None:
     chosen = [i for i, change in enumerate(changes) if change.blur_sigma > 0]
     if chosen:
-        images[chosen] = _smooth(images[chosen], [changes[i].blur_sigma for i in chosen], reflect=True)
+        rows = _indices(images, chosen)
+        images[rows] = _smooth(images[rows], [changes[i].blur_sigma for i in chosen], reflect=True)
 
 
 def _stretch(images: Tensor, changes: Sequence[Changes]) -> None:
@@ -202,10 +205,11 @@ def _stretch(images: Tensor, changes: Sequence[Changes]) -> None:
     chosen = [i for i, change in enumerate(changes) if change.contrast != 1]
     if not chosen:
         return
-    before = images[chosen]
+    rows = _indices(images, chosen)
+    before = images[rows]
     mean, low, high = before.mean((2, 3), keepdim=True), before.amin((2, 3), True), before.amax((2, 3), True)
     factor = _column(images, [changes[i].contrast for i in chosen])
-    images[chosen] = ((before - mean) * factor + mean).clamp(low, high)
+    images[rows] = ((before - mean) * factor + mean).clamp(low, high)
 
 
 def _bend(images: Tensor, changes: Sequence[Changes]) -> None:
@@ -213,20 +217,22 @@ def _bend(images: Tensor, changes: Sequence[Changes]) -> None:
     chosen = [i for i, change in enumerate(changes) if change.gamma != 1]
     if not chosen:
         return
-    before = images[chosen]
+    rows = _indices(images, chosen)
+    before = images[rows]
     axes = (1, 2, 3)
     low, span = before.amin(axes, True), before.amax(axes, True) - before.amin(axes, True)
     bent = ((before - low) / (span + 1e-7)).pow(_column(images, [changes[i].gamma for i in chosen])) * span
     (sd, mean), (bent_sd, bent_mean) = (torch.std_mean(x, axes, correction=0, keepdim=True) for x in (before, bent))
-    images[chosen] = (bent - bent_mean) / (bent_sd + 1e-8) * sd + mean
+    images[rows] = (bent - bent_mean) / (bent_sd + 1e-8) * sd + mean
 
 
 def _mirror(images: Tensor, masks: Tensor, changes: Sequence[Changes]) -> None:
     for axis in (0, 1):
         chosen = [i for i, change in enumerate(changes) if change.mirrored[axis]]
         if chosen:
-            images[chosen] = images[chosen].flip(2 + axis)
-            masks[chosen] = masks[chosen].flip(1 + axis)
+            rows = _indices(images, chosen)
+            images[rows] = images[rows].flip(2 + axis)
+            masks[rows] = masks[rows].flip(1 + axis)
 
 
 def _smooth(maps: Tensor, sigmas: Sequence[float], reflect: bool) -> Tensor:
@@ -261,7 +267,12 @@ def _column(like: Tensor, values: Sequence[float]) -> Tensor:
     return _as_tensor(like, values)[:, None, None, None]
 
 
-def _as_tensor(like: Tensor, values: object) -> Tensor:
-    """Numbers in float32 where ``like`` lies, copied without waiting for what runs there."""
-    tensor = torch.tensor(values, dtype=torch.float32)
+def _indices(like: Tensor, chosen: Sequence[int]) -> Tensor:
+    """Numbers of rows where ``like`` lies: a list of them would be copied there at each use, waiting for what runs."""
+    return _as_tensor(like, chosen, torch.int64)
+
+
+def _as_tensor(like: Tensor, values: object, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Numbers where ``like`` lies, copied without waiting for what runs there."""
+    tensor = torch.tensor(values, dtype=dtype)
     return tensor.pin_memory().to(like.device, non_blocking=True) if like.is_cuda else tensor.to(like.device)

@@ -1,8 +1,10 @@
 """Brings batches of augmented rows from the preprocessed arrays to the training loop."""
 
 import contextlib
+import functools
 import signal
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -223,20 +225,34 @@ def start_batches(loader: DataLoader[T]) -> Iterator[T]:
 
 
 def prepared_ahead(batches: Iterable[T], prepare: Callable[[T], Batch], device: torch.device) -> Iterator[Batch]:
-    """Batches brought to a device by ``prepare``, on a GPU each while the step of the one before it runs there."""
+    """Batches brought to a device by ``prepare``, on a GPU each while the step of the one before it runs there.
+
+    There a thread of its own prepares them, which goes on while this one waits for the step's losses.
+    """
     if device.type != "cuda":
         yield from map(prepare, batches)
         return
-    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-    waiting: tuple[Batch, torch.cuda.Event] | None = None
-    for batch in batches:
+
+    def prepare_beside(batch: T) -> tuple[Batch, torch.cuda.Event]:
+        stream = _stream_beside(device)
         with torch.cuda.stream(stream):
-            prepared = prepare(batch), stream.record_event()
+            return prepare(batch), stream.record_event()
+
+    with ThreadPoolExecutor(1, "prepare") as thread:
+        waiting: Future[tuple[Batch, torch.cuda.Event]] | None = None
+        for batch in batches:
+            following = thread.submit(prepare_beside, batch)
+            if waiting is not None:
+                yield _handed_over(*waiting.result())
+            waiting = following
         if waiting is not None:
-            yield _handed_over(*waiting)
-        waiting = prepared
-    if waiting is not None:
-        yield _handed_over(*waiting)
+            yield _handed_over(*waiting.result())
+
+
+@functools.cache
+def _stream_beside(device: torch.device) -> torch.cuda.Stream:
+    """The stream on which batches are prepared: always the same, since memory that was freed belongs to a stream."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 def _handed_over(batch: Batch, ready: torch.cuda.Event) -> Batch:

@@ -123,6 +123,29 @@ def draw_progress(metrics: Metrics, path: Path) -> None:
         figure.savefig(temporary, format="png", dpi=100)
 
 
+class Pace:
+    """Keeps what is done again and again, in a ``with`` block, to a share of the time.
+
+    Args:
+        share: Above 0, below 1.
+    """
+
+    def __init__(self, share: float) -> None:
+        self._share = share
+        self._began = self._ended = self._seconds = 0.0
+
+    def is_due(self) -> bool:
+        """Whether it may be done now: so much time has passed since the last that this one is its share of it."""
+        return time.perf_counter() - self._ended >= self._seconds * (1 / self._share - 1)
+
+    def __enter__(self) -> None:
+        self._began = time.perf_counter()
+
+    def __exit__(self, *exception: object) -> None:
+        self._ended = time.perf_counter()
+        self._seconds = self._ended - self._began
+
+
 class Estimate:
     """Tells after the first steps how long the whole command will take.
 

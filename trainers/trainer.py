@@ -43,12 +43,15 @@ from iaunet.trainers.loader import (
 from iaunet.trainers.memory import leave_as_it_is, micro_batches, remember_state, step_fits
 from iaunet.trainers.metrics_log import MetricsLog, closing_logs, find_log
 from iaunet.trainers.prior import output_shares, start_at_prior
-from iaunet.trainers.progress import Estimate, Metrics, Picture
+from iaunet.trainers.progress import Estimate, Metrics, Pace, Picture
 from iaunet.trainers.sampling import CaseOrder, EpochSampler
 from iaunet.trainers.schedules import learning_rate
 from iaunet.weights import load_weights, save_weights
 
 logger = logging.getLogger(__name__)
+
+SAVING_SHARE = 0.05
+"""Of the time of training that writing checkpoints may take; with short epochs not every one is followed by one."""
 
 VALIDATION_COST = 1 / 3
 """Of the cost of training on a row: forward only."""
@@ -80,6 +83,7 @@ class Trainer:
         self.losses = {"loss": 0.0, "bce": 0.0, "dice_loss": 0.0}
         self.seconds = 0.0
         self._hours_to_fix = setup.hours
+        self._saving = Pace(SAVING_SHARE)
         self._stop_signal: int | None = None
         self._tell: Callable[[str], None] = logger.info
 
@@ -107,8 +111,10 @@ class Trainer:
                 self.train_epoch()
                 validation = self.validate()
                 self.log_epoch(validation)
-                self.save_checkpoint()
-                if self._asked_to_stop():
+                is_to_stop = self._asked_to_stop()
+                if is_to_stop or self.epoch == self.epochs or self._saving.is_due():
+                    self._save()
+                if is_to_stop:
                     self._stop()
         self.finish()
 
@@ -176,7 +182,7 @@ class Trainer:
                 self.losses[name] += value
             self.step += 1
             if self._asked_to_stop():
-                self.save_checkpoint()
+                self._save()
                 self._stop()
 
     def train_step(self, batch: Batch) -> dict[str, float]:
@@ -297,6 +303,8 @@ class Trainer:
             return
         while self.ranks.any(not self._fits()):
             self._halve_micro_batch(None)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()  # what NCCL takes is not of torch's own
         some_unused = any(p.grad is None for p in self.network.parameters() if p.requires_grad)
         self.optimiser.zero_grad(set_to_none=True)
         if self.device.type == "cuda" and self._rows_at_a_time() < FEWEST_OWN_STATISTICS:
@@ -347,7 +355,8 @@ class Trainer:
         if self.average is not None and checkpoint.average is not None:
             self.average.network.load_state_dict(checkpoint.average)
             self.average.updates = checkpoint.average_updates
-        self.scaler.load_state_dict(checkpoint.scaler)
+        if checkpoint.scaler:  # empty where the products were not taken in half precision
+            self.scaler.load_state_dict(checkpoint.scaler)
         restore_random_state(checkpoint.random_state, self.device)
         self.epoch, self.step, self.epochs = checkpoint.epoch, checkpoint.step, checkpoint.epochs
         self._hours_to_fix = checkpoint.hours_to_fix
@@ -420,6 +429,10 @@ class Trainer:
                 restore()
                 self._halve_micro_batch(fault)
 
+    def _save(self) -> None:
+        with self._saving:
+            self.save_checkpoint()
+
     def _bring(self, batch: Batch) -> Batch:
         return batch.to(self.device)
 
@@ -429,7 +442,7 @@ class Trainer:
             return
         seconds = self._hours_to_fix * 3600 / self.setup.commands_folds
         steps = self.sampler.order.steps
-        an_epoch = self.estimate.seconds_a_step * steps * (1 + VALIDATION_COST * self._held_out_share())
+        an_epoch = self.estimate.seconds_a_step * steps * (1 + SAVING_SHARE + VALIDATION_COST * self._held_out_share())
         self.epochs = int(self.ranks.from_first(min(self.epochs, max(self.epoch + 1, int(seconds / an_epoch)))))
         self._hours_to_fix = None
         self.estimate.steps = self.setup.commands_folds * self.epochs * steps

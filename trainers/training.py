@@ -51,6 +51,10 @@ MOST_GPU_WORKERS = 12
 READING_WORKERS = 2
 """Where the device augments, loading is reading alone."""
 
+GPU_RESERVE = 2**29
+"""Bytes of a GPU for what is no tensor of a step: rows being augmented, what kernels work in. As much again for the
+buffers in which several GPUs exchange gradients."""
+
 SECONDS_TO_BEGIN = 60
 """How long a process waits for another that begins a run, which is done in no time."""
 
@@ -393,8 +397,6 @@ class _Training:
             logger.info("%s", line)
 
     def _new_record(self) -> RunRecord:
-        memory_gb = self.options.memory_gb
-        memory = free_memory(self.device) if memory_gb is None else int(memory_gb * 2**30)
         plan = self.plan
         precision = None if self.options.precision == "float32" else training_precision(self.device)
         rows = find_micro_batch(
@@ -402,7 +404,7 @@ class _Training:
             plan.channels,
             plan.input_size,
             plan.recipe.batch_size,
-            memory,
+            self._memory(),
             self.device,
             precision,
         )
@@ -420,6 +422,15 @@ class _Training:
             hours=self.options.hours,
             weights_sha256=self._weights_digest(),
         )
+
+    def _memory(self) -> int | None:
+        """Bytes that steps may take on the device, None for no limit."""
+        if self.options.memory_gb is not None:
+            return int(self.options.memory_gb * 2**30)
+        free = free_memory(self.device)
+        if free is None or self.device.type != "cuda":
+            return free
+        return max(0, free - GPU_RESERVE * (1 if self.ranks.size == 1 else 2))
 
     def _weights_digest(self) -> str:
         return file_digest(self.options.weights) if self.options.weights else ""

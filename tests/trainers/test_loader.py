@@ -1,7 +1,10 @@
+import contextlib
 import multiprocessing
 import os
 import signal
+import threading
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +16,7 @@ from iaunet.errors import PreprocessingError, TrainingError
 from iaunet.loss import bce_dice_loss
 from iaunet.planners.plan import Normalisation, load_plan
 from iaunet.planners.recipes import RECIPES, Augmentation
+from iaunet.trainers import loader as loader_module
 from iaunet.trainers.augmentation import Augmenter
 from iaunet.trainers.device_augmentation import DeviceAugmenter
 from iaunet.trainers.loader import (
@@ -103,6 +107,48 @@ def test_batches_for_a_device_hold_what_is_stored_and_are_augmented_there_row_by
     assert batch.valid is None
     torch.testing.assert_close(last.images, batch.images[3:], rtol=0, atol=1e-4)
     assert torch.equal(last.targets, batch.targets[3:])
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """Stands for a GPU: streams that do nothing."""
+    monkeypatch.setattr(loader_module, "_stream_beside", lambda device: SimpleNamespace(record_event=lambda: "event"))
+    monkeypatch.setattr(torch.cuda, "stream", contextlib.nullcontext)
+    monkeypatch.setattr(loader_module, "_handed_over", lambda batch, ready: batch)
+    return torch.device("cuda")
+
+
+def test_on_a_gpu_a_thread_prepares_the_next_batch_while_this_one_is_used(gpu):
+    began = [threading.Event() for _ in range(4)]
+    threads = set()
+
+    def prepare(number):
+        threads.add(threading.current_thread().name)
+        began[number].set()
+        return number
+
+    used = []
+    for number in prepared_ahead(range(4), prepare, gpu):
+        if number < 3:
+            assert began[number + 1].wait(60)
+        used.append(number)
+
+    assert used == [0, 1, 2, 3]
+    assert threads == {"prepare_0"}
+
+
+def test_what_goes_wrong_when_a_batch_is_prepared_ends_the_epoch_where_that_batch_was_due(gpu):
+    def prepare(number):
+        if number == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return number
+
+    used = []
+    with pytest.raises(torch.OutOfMemoryError):
+        used.extend(prepared_ahead(range(4), prepare, gpu))
+
+    assert used == [0, 1]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("prepare")]
 
 
 def test_a_device_makes_the_targets_that_the_collator_makes():

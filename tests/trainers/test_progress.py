@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from iaunet.errors import TrainingError
-from iaunet.trainers.progress import COLUMNS, Estimate, Metrics, Picture, draw_progress, duration
+from iaunet.trainers import progress
+from iaunet.trainers.progress import COLUMNS, Estimate, Metrics, Pace, Picture, draw_progress, duration
 
 
 def row(epoch, **changes):
@@ -141,3 +142,23 @@ def test_the_estimate_is_told_with_a_warning_of_days_on_a_cpu(steps, on_cpu, lin
 )
 def test_durations_are_told_in_the_unit_a_person_would_use(seconds, text):
     assert duration(seconds) == text
+
+
+def test_what_is_done_again_and_again_takes_its_share_of_the_time(monkeypatch):
+    now = 100.0
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: now)
+    pace = Pace(share=0.05)
+    assert pace.is_due()
+    with pace:
+        now += 2
+    found = []
+    for second in range(40):
+        now = 102.0 + second
+        found.append(pace.is_due())
+
+    assert found == [False] * 38 + [True] * 2  # 2 of 40 seconds
+    with pace:
+        now += 0.5
+    assert not pace.is_due()
+    now += 9.6
+    assert pace.is_due()

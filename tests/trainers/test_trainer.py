@@ -22,6 +22,7 @@ from iaunet.preprocessing.command import main as prepare
 from iaunet.trainers.checkpoint import load_checkpoint
 from iaunet.trainers.epoch_validation import dice_per_image
 from iaunet.trainers.loader import Batch, start_batches
+from iaunet.trainers.progress import Pace
 from iaunet.trainers.trainer import Trainer
 from iaunet.weights import load_weights, save_weights
 from iaunet.workspace import DatasetFolder
@@ -574,3 +575,73 @@ def test_hours_that_fixed_the_epochs_do_not_fix_them_again(setup):
         fit(setup, stopping_at(3, 1))
 
     assert fit(dataclasses.replace(setup, hours=1000.0)).epochs == 4
+
+
+# Checkpoints that would take too much of the time ---------------------------------------------------------------------
+
+
+@pytest.fixture
+def saving_once(monkeypatch):
+    """After the first epoch no checkpoint is due."""
+    due = iter([True])
+    monkeypatch.setattr(Pace, "is_due", lambda pace: next(due, False))
+
+
+class Saving(Trainer):
+    """Remembers what it saved."""
+
+    def __init__(self, setup):
+        super().__init__(setup)
+        self.saved = []
+
+    def save_checkpoint(self):
+        self.saved.append((self.epoch, self.step))
+        super().save_checkpoint()
+
+
+def test_checkpoints_that_are_not_due_are_left_out_but_for_the_last(setup, saving_once):
+    assert fit(dataclasses.replace(setup, epochs=4), Saving).saved == [(1, 0), (4, 0)]
+
+
+def test_a_stop_is_saved_whether_or_not_a_checkpoint_is_due(setup, saving_once):
+    class StoppedAfterTheSecondEpoch(Saving):
+        def log_epoch(self, validation):
+            super().log_epoch(validation)
+            if self.epoch == 2:
+                signal.raise_signal(signal.SIGTERM)
+
+    trainer = StoppedAfterTheSecondEpoch(dataclasses.replace(setup, epochs=4))
+    with pytest.raises(Stopped, match="saved after epoch 2:"):
+        trainer.fit()
+
+    assert trainer.saved == [(1, 0), (2, 0)]
+
+
+def test_epochs_without_a_checkpoint_are_done_again_to_the_same_weights(setup, saving_once):
+    class Killed(Saving):
+        def log_epoch(self, validation):
+            super().log_epoch(validation)
+            if self.epoch == 3:
+                raise OSError("the power went")
+
+    setup = dataclasses.replace(setup, epochs=4)
+    undisturbed = elsewhere(setup, "undisturbed")
+    with pytest.raises(OSError, match="the power went"):
+        fit(setup, Killed)
+    assert load_checkpoint(setup.folder.checkpoint).epoch == 1
+    fit(setup)
+    fit(undisturbed)
+
+    assert_same_result(setup, undisturbed)
+
+
+def test_a_training_that_went_on_for_a_while_without_half_precision_goes_on_with_it(setup):
+    fit(dataclasses.replace(setup, epochs=1))
+    trainer = Trainer(dataclasses.replace(setup, epochs=2))
+    trainer.build()
+    trainer.scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+
+    trainer.resume_or_start()
+
+    assert load_checkpoint(setup.folder.checkpoint).scaler == {}
+    assert (trainer.epoch, trainer.scaler.get_scale()) == (1, 8.0)

@@ -5,6 +5,7 @@ import math
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from iaunet.planners.plan import NetworkPlan, load_plan
 from iaunet.planners.rules import choose_max_keys
 from iaunet.records import FieldError, to_json
 from iaunet.storage import digest, file_digest
+from iaunet.trainers import training
 from iaunet.trainers.checkpoint import load_checkpoint
 from iaunet.trainers.command import main
 from iaunet.trainers.training import TrainingOptions, differences, resolve_plan, train
@@ -249,6 +251,17 @@ def test_the_raw_folder_names_the_dataset_too(workspace):
 def test_memory_that_suffices_for_part_of_a_batch_is_kept_to(train_toy, workspace):
     assert train_toy("0", "--epochs", "1", "--batch_size", "8", "--memory", "0.0001") == 0
     assert run_of(workspace).record.micro_batch == 4
+
+
+@pytest.mark.parametrize(("n_ranks", "reserved"), [(1, 2**29), (2, 2**30)])
+def test_of_the_free_memory_of_a_gpu_some_is_left_for_what_is_no_tensor_of_a_step(monkeypatch, n_ranks, reserved):
+    monkeypatch.setattr(training, "free_memory", lambda device: 10 * 2**30)
+    ranks = SimpleNamespace(size=n_ranks)
+    given = SimpleNamespace(options=TrainingOptions(), device=torch.device("cuda"), ranks=ranks)
+
+    assert training._Training._memory(given) == 10 * 2**30 - reserved
+    given.options = TrainingOptions(memory_gb=2.0)
+    assert training._Training._memory(given) == 2 * 2**30
 
 
 def test_a_split_can_be_a_file(train_toy, workspace, tmp_path):
