@@ -107,7 +107,7 @@ class _Bench:
         predictor = Predictor.from_dataset(
             DatasetFolder(self.workspace / "bench"), device=self.device, mirroring=self.mirroring
         )
-        inputs, output = self._folder(n), self.work / "masks"
+        inputs = self._folder(n)
         batches = _load_batches(spaced(self.images, n), predictor)
         cores: list[float] = []
 
@@ -129,9 +129,8 @@ class _Bench:
 
         def predict() -> None:
             started = time.process_time()
-            predictor.predict_folder(inputs, output)
+            predictor.predict_folder(inputs, self._output())
             cores.append(time.process_time() - started)
-            shutil.rmtree(output)
 
         run(batches[0])  # its first call is slower
         ways = {"network": timed(run_network), "folder": timed(predict), "shared": timed(run_one_by_one)}
@@ -234,12 +233,13 @@ class _Bench:
 
     def predict(self, n: int) -> Measured:
         """The whole command."""
-        output = self.work / "masks"
         flips = [] if self.mirroring else ["--no_mirroring"]
-        where: Command = ["-i", self._folder(n), "-o", output, "-d", "bench", "--workspace", self.workspace]
-        measured = run_measured(iaunet("predict", *where, "--device", self.device, *flips))
-        shutil.rmtree(output)
-        return measured
+        where: Command = ["-i", self._folder(n), "-o", self._output(), "-d", "bench", "--workspace", self.workspace]
+        return run_measured(iaunet("predict", *where, "--device", self.device, *flips))
+
+    def _output(self) -> Path:
+        """A new folder, which stays to the end: some file systems are slower for minutes after files were deleted."""
+        return Path(tempfile.mkdtemp(dir=self.work, prefix="masks_"))
 
     def _folder(self, n: int) -> Path:
         folder = self.work / f"{n}_images"

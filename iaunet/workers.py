@@ -1,4 +1,4 @@
-"""Work spread over processes: started by spawn, in order, bounded, and gone when their parent is."""
+"""Work spread over processes: begun anew or forked from a clean one, in order, bounded, and gone with their parent."""
 
 import concurrent.futures
 import contextlib
@@ -107,7 +107,7 @@ class _Processes:
     def pool(self, workers: int) -> concurrent.futures.ProcessPoolExecutor:
         """At least so many processes."""
         if self._pool is None or workers > self._workers:
-            self._open(workers, "spawn")
+            return self._open(workers, "spawn")
         return self._pool
 
     def fork_later(self, workers: int, module: str) -> None:
@@ -120,12 +120,13 @@ class _Processes:
         with _holding_interrupts():
             forkserver.ensure_running()
 
-    def _open(self, workers: int, method: str) -> None:
+    def _open(self, workers: int, method: str) -> concurrent.futures.ProcessPoolExecutor:
         self.close()
         self._others = {*multiprocessing.active_children()}
         context = multiprocessing.get_context(method)
         self._pool = concurrent.futures.ProcessPoolExecutor(workers, mp_context=context, initializer=serve_parent)
         self._workers = workers
+        return self._pool
 
     def kill(self) -> None:
         """Kill the processes that are left of a pool that is broken.

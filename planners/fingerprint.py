@@ -18,7 +18,7 @@ from iaunet.planners.duplicates import Groups, exact_duplicates, near_duplicates
 from iaunet.planners.histogram import Intensity, Totals
 from iaunet.planners.mask_values import judge_masks
 from iaunet.planners.measures import LabelMeasures, Measurement, Measurements, MeasureTask, measure_cases
-from iaunet.planners.pictures import KeptPictures
+from iaunet.planners.pictures import KeptPictures, KeptPlace
 from iaunet.planners.suspicions import ALL_MASKS, find_suspicions
 from iaunet.records import require, to_json
 from iaunet.resample import Size
@@ -186,7 +186,8 @@ class Fingerprint:
 class Reading:
     """A dataset read as a whole: its fingerprint, how its masks are coded, and what is notable.
 
-    ``thumbnails`` are 32x32 grey pictures of the cases, uint8, for comparing them with others.
+    ``thumbnails`` are 32x32 grey pictures of the cases, uint8, for comparing them with others; ``kept`` says where
+    pictures are kept that preprocessing need not decode again.
     """
 
     fingerprint: Fingerprint | None
@@ -194,6 +195,7 @@ class Reading:
     problems: tuple[Problem, ...]
     faulty: frozenset[str]
     thumbnails: Mapping[str, NDArray[np.uint8]] = dataclasses.field(default_factory=dict)
+    kept: Mapping[str, KeptPlace] = dataclasses.field(default_factory=dict)
 
 
 def fingerprint_dataset(
@@ -222,7 +224,7 @@ def fingerprint_dataset(
     """
     tasks = _tasks(root, cases, slicing, given, pictures)
     pixels, foreground = Totals(), Totals()
-    measurements = []
+    measurements: list[Measurement] = []
     for measured in _measure(tasks, workers):
         pixels.add_all(measured.pixels)
         foreground.add_all(measured.foreground)
@@ -262,7 +264,8 @@ def fingerprint_dataset(
         foreground.intensity((depth, coding.kind), channels),
     )
     thumbnails = {m.case: m.thumbnail for m in sound if m.thumbnail is not None}
-    return Reading(fingerprint, coding, (*problems, *notes, *_notes(sound)), faulty, thumbnails)
+    kept = {m.case: m.kept for m in sound if m.kept is not None}
+    return Reading(fingerprint, coding, (*problems, *notes, *_notes(sound)), faulty, thumbnails, kept)
 
 
 def _sift(
@@ -322,7 +325,7 @@ def _measured_by(
     """The measurements by label; cases whose own values suggested another reading are measured once more."""
     again = {m.case for m in measurements if m.read_as != coding.kind}
     repeated = [dataclasses.replace(task, coding=coding) for task in tasks if task.case in again]
-    corrected = {}
+    corrected: dict[str, Measurement] = {}
     for measured in _measure(repeated, workers):
         foreground.add_all(measured.foreground)
         corrected |= {one.case: one for one in measured.measurements}

@@ -13,7 +13,7 @@ from scipy import ndimage
 from iaunet.dataset import BINARY_CUT, DEFAULT_SLICING, IGNORED, MaskCoding, Problem, Slicing
 from iaunet.errors import FileError
 from iaunet.planners.histogram import Histogram, Intensity, Totals
-from iaunet.planners.pictures import KeptPicture, KeptPictures
+from iaunet.planners.pictures import KeptPicture, KeptPictures, KeptPlace
 from iaunet.planners.suspicions import CaseShapes, extent, measure_shape
 from iaunet.resample import Size, ceiling_dice, resize_image, resize_mask, restored_dice
 from iaunet.stacks import Stack, read_mask_stack, read_stack
@@ -79,7 +79,7 @@ class Measurement:
     width), ``spacing_mm`` the distance of slices, rows and columns.
     ``labels`` holds the measures by label, or by raw mask value where no coding was given. ``mask_values`` counts
     the raw values. ``instances`` is n where the values are 1..n, a connected component each, else 0.
-    ``local_width`` is in native pixels. ``thumbnail`` is 32x32 grey, uint8.
+    ``local_width`` is in native pixels. ``thumbnail`` is 32x32 grey, uint8. ``kept`` is where what was decoded is kept.
     """
 
     case: str
@@ -101,6 +101,7 @@ class Measurement:
     labels: Mapping[int, LabelMeasures] | None = None
     local_width: float | None = None
     shapes: tuple[CaseShapes, ...] = ()
+    kept: KeptPlace | None = None
 
     @property
     def channels(self) -> int:
@@ -154,10 +155,10 @@ def measure_case(task: MeasureTask) -> Measurement:
     present = [value for value in occurring if task.coding is None or value != IGNORED][:IGNORED]
     compact = _number(labelled, present)
     small = [resize_mask(slice_map, task.input_size) for slice_map in compact]
+    kept = None
     if task.pictures is not None and labelled is raw and _can_be_kept(stack, raw):
         picture = resize_image(stack.pixels[:, 0], task.input_size).astype(np.uint8)
-        kept = KeptPicture(picture, np.array([0, *present], np.uint8)[small[0]], raw[0])
-        task.pictures.keep(stack.sha256, mask.sha256 if mask else None, kept)
+        kept = task.pictures.keep(KeptPicture(picture, np.array([0, *present], np.uint8)[small[0]], raw[0]))
     histograms = tuple(Histogram.of(plane) for plane in stack.pixels)
     middle = _grey(stack, stack.shape[0] // 2)
     foreground_histograms = tuple(Histogram.of(plane[foreground]) for plane in stack.pixels)
@@ -180,6 +181,7 @@ def measure_case(task: MeasureTask) -> Measurement:
         labels=_measure_labels(compact, small, present),
         local_width=local_width(_fullest(foreground)) if task.with_width and foreground.any() else None,
         shapes=_measure_shapes(task, stack, labelled, occurring, values, middle) if task.mask_file else (),
+        kept=kept,
     )
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import math
+import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,7 +12,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from iaunet.resample import Size
 from iaunet.storage import make_folder
 
 MOST_KEPT = 2**14
@@ -42,11 +42,33 @@ class KeptPicture:
 
 
 @dataclass(frozen=True)
-class KeptPictures:
-    """A folder of pictures at the size of the network's input with their masks.
+class KeptPlace:
+    """Where a picture is kept: its file, the first of its bytes, and the shapes of its parts."""
 
-    They are named by the files they come from and their size. What is missing, or could not be written, is decoded
-    again: nothing else is lost.
+    file: Path
+    start: int
+    shapes: tuple[tuple[int, ...], ...]
+
+    def read(self) -> KeptPicture | None:
+        """The picture, None if it is not there whole."""
+        *ends, end = itertools.accumulate(map(math.prod, self.shapes))
+        try:
+            with self.file.open("rb") as file:
+                file.seek(self.start)
+                data = np.frombuffer(file.read(end), np.uint8)
+        except OSError:
+            return None
+        if len(data) != end:
+            return None
+        parts = (part.reshape(shape) for part, shape in zip(np.split(data, ends), self.shapes, strict=True))
+        return KeptPicture(next(parts), next(parts), next(parts, None))
+
+
+@dataclass(frozen=True)
+class KeptPictures:
+    """Pictures at the size of the network's input with their masks, in a folder with a file for each process.
+
+    What could not be written is decoded again: nothing else is lost.
     """
 
     folder: Path
@@ -56,33 +78,20 @@ class KeptPictures:
         fits = n_cases <= MOST_KEPT and shutil.disk_usage(self.folder).free > n_cases * SPARE_BYTES
         return self if fits else None
 
-    def keep(self, image_sha256: str, mask_sha256: str | None, kept: KeptPicture) -> None:
-        """Keep a picture, named by the files it is of."""
-        path = self._path(image_sha256, mask_sha256, kept.picture.shape)
+    def keep(self, kept: KeptPicture) -> KeptPlace | None:
+        """Keep a picture; gives where, None if it cannot be written."""
+        path = self.folder / str(os.getpid())
+        start = None
         try:
-            path.write_bytes(b"".join(part.tobytes() for part in kept.parts))
+            with path.open("ab") as file:
+                start = file.tell()
+                file.write(b"".join(part.tobytes() for part in kept.parts))
         except OSError:
-            with contextlib.suppress(OSError):
-                path.unlink()
-
-    def find(
-        self, image_sha256: str, mask_sha256: str | None, shape: tuple[int, int, int], native_size: Size
-    ) -> KeptPicture | None:
-        """A picture of shape (C, h, w) whose mask has a size (H, W), None if it was not kept whole."""
-        try:
-            data = np.frombuffer(self._path(image_sha256, mask_sha256, shape).read_bytes(), np.uint8)
-        except OSError:
+            if start is not None:
+                with contextlib.suppress(OSError):
+                    os.truncate(path, start)
             return None
-        shapes = [shape, shape[1:], *([native_size] if math.prod(native_size) <= MOST_PIXELS else [])]
-        *ends, end = itertools.accumulate(map(math.prod, shapes))
-        if len(data) != end:
-            return None
-        parts = (part.reshape(own) for part, own in zip(np.split(data, ends), shapes, strict=True))
-        return KeptPicture(next(parts), next(parts), next(parts, None))
-
-    def _path(self, image_sha256: str, mask_sha256: str | None, shape: tuple[int, ...]) -> Path:
-        size = "x".join(map(str, shape))
-        return self.folder / f"{image_sha256[:32]}-{(mask_sha256 or 'none')[:32]}-{size}"
+        return KeptPlace(path, start, tuple(part.shape for part in kept.parts))
 
 
 @contextlib.contextmanager

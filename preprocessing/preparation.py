@@ -19,7 +19,7 @@ from iaunet.grouping import NONE_FOUND, Grouping, find_tables, resolve_groups
 from iaunet.planners.familiar import Familiar, keep_familiar
 from iaunet.planners.fingerprint import Fingerprint, Reading, fingerprint_dataset
 from iaunet.planners.folds import Splits, load_splits, save_splits
-from iaunet.planners.pictures import KeptPictures, keeping_pictures
+from iaunet.planners.pictures import KeptPlace, keeping_pictures
 from iaunet.planners.plan import Plan, decisions, load_plan, save_plan, with_reasons
 from iaunet.planners.planner import AutoPlanner, find_planner, plan_dataset
 from iaunet.planners.suspicions import ALL_MASKS
@@ -200,7 +200,7 @@ def prepare_dataset(
             logger.info("%d cases are used, those with faults are left out", len(dataset.cases))
         prepared = Prepared(folder, dataset, reading.fingerprint, held_out=held_out)
         if not wish.verify_only:
-            prepared = _plan_and_preprocess(prepared, reading.fingerprint, wish, pictures, when_planned)
+            prepared = _plan_and_preprocess(prepared, reading.fingerprint, wish, reading.kept, when_planned)
         page.write(reading.fingerprint, prepared)
         return prepared
 
@@ -274,7 +274,7 @@ def _plan_and_preprocess(
     prepared: Prepared,
     fingerprint: Fingerprint,
     wish: Preparation,
-    pictures: KeptPictures | None,
+    kept: Mapping[str, KeptPlace],
     when_planned: Callable[[Plan], None],
 ) -> Prepared:
     folder, dataset, source = prepared.folder, prepared.dataset, prepared.dataset.source
@@ -308,7 +308,7 @@ def _plan_and_preprocess(
         write_json(folder.held_out_json, to_json(prepared.held_out))
     else:
         folder.held_out_json.unlink(missing_ok=True)
-    index = preprocess(dataset, fingerprint, plan, folder.preprocessed, wish.workers, pictures)
+    index = preprocess(dataset, fingerprint, plan, folder.preprocessed, wish.workers, kept)
     return dataclasses.replace(prepared, index=index)
 
 

@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from tqdm import tqdm
 from iaunet.dataset import IGNORED, Dataset
 from iaunet.errors import FileError, PreprocessingError
 from iaunet.planners.fingerprint import Fingerprint
-from iaunet.planners.pictures import KeptPicture, KeptPictures
+from iaunet.planners.pictures import KeptPlace
 from iaunet.planners.plan import Plan
 from iaunet.preprocessing.arrays import (
     INDEX,
@@ -44,11 +44,13 @@ _Filling = tuple[NDArray[np.floating], NDArray[np.uint8]]
 
 @dataclass(frozen=True, kw_only=True)
 class _CaseTask:
-    """A case whose rows to fill, with the files it is made of and the hashes they had when they were measured."""
+    """A case whose rows to fill, with the files it is made of and the hashes they had when they were measured, and
+    where measuring kept its picture, if that is what would be made."""
 
     case: ArrayCase
     images: tuple[Path, ...]
     mask: Path | None
+    kept: KeptPlace | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,14 +61,6 @@ class _Batch:
     index_shape: tuple[int, int, int, int]
     plan: Plan
     cases: tuple[_CaseTask, ...]
-    pictures: KeptPictures | None
-
-    def find_kept(self, case: ArrayCase) -> KeptPicture | None:
-        """A case's picture and mask, if they were kept and are what would be made."""
-        if self.pictures is None or not _takes_kept(self.plan):
-            return None
-        shape = (self.plan.channels, *self.plan.input_size)
-        return self.pictures.find(case.image_sha256, case.mask_sha256, shape, case.shape[1:])
 
 
 def make_index(fingerprint: Fingerprint, plan: Plan) -> Index:
@@ -103,7 +97,7 @@ def preprocess(
     plan: Plan,
     folder: Path,
     workers: int,
-    pictures: KeptPictures | None = None,
+    kept: Mapping[str, KeptPlace] | None = None,
 ) -> Index:
     """Make the arrays of a plan; a rerun fills what is missing.
 
@@ -113,7 +107,7 @@ def preprocess(
         plan: How to preprocess them.
         folder: The ``preprocessed`` folder.
         workers: Processes to use.
-        pictures: What measuring kept of these cases.
+        kept: Where measuring kept pictures of these cases, by name.
 
     Raises:
         PreprocessingError: A file has changed since it was measured, or cannot be read any more.
@@ -128,8 +122,8 @@ def preprocess(
     arrays = PartialArrays(folder, index)
     missing = set(arrays.missing_rows())
     waiting = [case for case in index.cases if not missing.isdisjoint(case.rows)]
-    kept = len(index.cases) - len(waiting)
-    batches = _batches(arrays, _case_tasks(dataset, waiting), plan, pictures)
+    n_as_before = len(index.cases) - len(waiting)
+    batches = _batches(arrays, _case_tasks(dataset, waiting, plan, kept or {}), plan)
     with tqdm(total=len(waiting), desc="preprocess", unit=" cases", disable=None, leave=False) as bar:
         for batch, rows in zip(
             batches, map_in_processes(_fill_cases, batches, workers, items_worth_a_process=2), strict=True
@@ -145,7 +139,7 @@ def preprocess(
         sum(case.n_rows for case in waiting),
         seconds,
         sum(case.n_rows for case in waiting) / seconds,
-        f"; {kept} cases are as before and were kept" if kept else "",
+        f"; {n_as_before} cases are as before and were kept" if n_as_before else "",
     )
     return index
 
@@ -158,21 +152,24 @@ def _is_done(folder: Path, index: Index) -> bool:
     return is_same and all(has_truth(folder, case) for case in index.cases)
 
 
-def _case_tasks(dataset: Dataset, cases: Sequence[ArrayCase]) -> list[_CaseTask]:
+def _case_tasks(
+    dataset: Dataset, cases: Sequence[ArrayCase], plan: Plan, kept: Mapping[str, KeptPlace]
+) -> list[_CaseTask]:
     files = {case.name: case for case in dataset.cases}
+    made = (plan.channels, *plan.input_size)
+    usable = {name: place for name, place in kept.items() if _takes_kept(plan) and place.shapes[0] == made}
     return [
         _CaseTask(
             case=case,
             images=tuple(map(dataset.path, files[case.name].images)),
             mask=dataset.path(mask) if (mask := files[case.name].mask) else None,
+            kept=usable.get(case.name),
         )
         for case in cases
     ]
 
 
-def _batches(
-    arrays: PartialArrays, tasks: Sequence[_CaseTask], plan: Plan, pictures: KeptPictures | None
-) -> list[_Batch]:
+def _batches(arrays: PartialArrays, tasks: Sequence[_CaseTask], plan: Plan) -> list[_Batch]:
     """The cases in lots of `ROWS_A_BATCH` rows about."""
     lots: list[list[_CaseTask]] = []
     room = 0
@@ -183,9 +180,7 @@ def _batches(
         lots[-1].append(task)
         room -= task.case.n_rows
     shape = arrays.index.image_shape
-    return [
-        _Batch(folder=arrays.folder, index_shape=shape, plan=plan, cases=tuple(lot), pictures=pictures) for lot in lots
-    ]
+    return [_Batch(folder=arrays.folder, index_shape=shape, plan=plan, cases=tuple(lot)) for lot in lots]
 
 
 def _fill_cases(batch: _Batch) -> dict[int, bool]:
@@ -203,7 +198,7 @@ def _fill_cases(batch: _Batch) -> dict[int, bool]:
 
 def _fill_case(task: _CaseTask, batch: _Batch, writer: RowWriter) -> dict[int, bool]:
     plan, case = batch.plan, task.case
-    kept = batch.find_kept(case)
+    kept = task.kept.read() if task.kept else None
     if kept is None:
         labels, rows = _prepare(task, plan)
     else:

@@ -1,5 +1,8 @@
 """Pictures that measuring keeps, and the arrays that are made of them."""
 
+import os
+import sys
+
 import numpy as np
 import pytest
 
@@ -12,57 +15,60 @@ WHOLE = RNG.integers(0, 3, (20, 30), dtype=np.uint8)
 KEPT = KeptPicture(PICTURE, MASK, WHOLE)
 
 
-def test_a_picture_is_found_by_the_files_it_was_made_of(tmp_path):
+def test_pictures_are_read_back_from_where_they_are_kept_one_after_the_other(tmp_path):
     pictures = KeptPictures(tmp_path)
-    pictures.keep("a" * 64, None, KEPT)
-    pictures.keep("a" * 64, "b" * 64, KeptPicture(PICTURE[::-1], MASK, WHOLE))
+    first = pictures.keep(KEPT)
+    second = pictures.keep(KeptPicture(PICTURE[:, :4], MASK[:4], WHOLE.T))
 
-    found = pictures.find("a" * 64, None, PICTURE.shape, WHOLE.shape)
-
-    np.testing.assert_array_equal(found.picture, PICTURE)
-    np.testing.assert_array_equal(found.mask, MASK)
-    np.testing.assert_array_equal(found.whole_mask, WHOLE)
-    assert pictures.find("b" * 64, None, PICTURE.shape, WHOLE.shape) is None
+    for place, (picture, mask, whole) in (
+        (first, (PICTURE, MASK, WHOLE)),
+        (second, (PICTURE[:, :4], MASK[:4], WHOLE.T)),
+    ):
+        found = place.read()
+        np.testing.assert_array_equal(found.picture, picture)
+        np.testing.assert_array_equal(found.mask, mask)
+        np.testing.assert_array_equal(found.whole_mask, whole)
+    assert [*tmp_path.iterdir()] == [tmp_path / str(os.getpid())]
 
 
 def test_of_a_large_picture_all_is_kept_but_the_mask_at_its_own_size(tmp_path):
-    pictures = KeptPictures(tmp_path)
     large = np.ones((MOST_PIXELS // 1000 + 1, 1000), np.uint8)
-    pictures.keep("a" * 64, None, KeptPicture(PICTURE, MASK, large))
 
-    found = pictures.find("a" * 64, None, PICTURE.shape, large.shape)
+    found = KeptPictures(tmp_path).keep(KeptPicture(PICTURE, MASK, large)).read()
 
     np.testing.assert_array_equal(found.picture, PICTURE)
     np.testing.assert_array_equal(found.mask, MASK)
     assert found.whole_mask is None
 
 
-@pytest.mark.parametrize(
-    ("shape", "native_size"),
-    [((1, 8, 10), (20, 30)), ((3, 10, 8), (20, 30)), ((3, 4, 20), (20, 30)), ((3, 8, 10), (20, 31))],
-)
-def test_a_picture_of_other_channels_or_size_is_not_taken(tmp_path, shape, native_size):
+def test_a_picture_that_was_cut_off_or_is_gone_is_not_taken(tmp_path):
+    place = KeptPictures(tmp_path).keep(KEPT)
+    place.file.write_bytes(place.file.read_bytes()[:-1])
+    assert place.read() is None
+    place.file.unlink()
+    assert place.read() is None
+
+
+def test_what_cannot_be_written_is_kept_nowhere(tmp_path):
+    assert KeptPictures(tmp_path / "gone").keep(KEPT) is None
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="limits of the size of files are those of Unix")
+def test_what_is_written_in_part_is_taken_away_again(tmp_path):
+    import resource
+
     pictures = KeptPictures(tmp_path)
-    pictures.keep("a" * 64, None, KEPT)
+    first = pictures.keep(KEPT)
+    size = first.file.stat().st_size
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size + 4096, before[1]))
+    try:
+        assert pictures.keep(KeptPicture(PICTURE, MASK, np.ones((100, 100), np.uint8))) is None
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
-    assert pictures.find("a" * 64, None, shape, native_size) is None
-
-
-def test_a_picture_that_was_cut_off_is_not_taken(tmp_path):
-    pictures = KeptPictures(tmp_path)
-    pictures.keep("a" * 64, None, KEPT)
-    (kept,) = tmp_path.iterdir()
-    kept.write_bytes(kept.read_bytes()[:-1])
-
-    assert pictures.find("a" * 64, None, PICTURE.shape, WHOLE.shape) is None
-
-
-def test_what_cannot_be_written_is_not_there(tmp_path):
-    pictures = KeptPictures(tmp_path / "gone")
-
-    pictures.keep("a" * 64, None, KEPT)
-
-    assert pictures.find("a" * 64, None, PICTURE.shape, WHOLE.shape) is None
+    assert first.file.stat().st_size == size
+    np.testing.assert_array_equal(first.read().picture, PICTURE)
 
 
 @pytest.mark.parametrize(("n_cases", "is_kept"), [(3, True), (MOST_KEPT + 1, False)])
