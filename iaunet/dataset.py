@@ -1,6 +1,7 @@
 """A dataset as it was understood: its cases, its labels, how its mask files hold them."""
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -143,7 +144,16 @@ class MaskCoding:
 
     def targets(self, labels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """What the network is to give for labels [..., H, W]: [..., outputs, H, W] of 0 and 1."""
-        return np.stack([np.isin(labels, output) for output in self.outputs], axis=-3).astype(np.float32)
+        return np.stack([where_any(labels, output) for output in self.outputs], axis=-3).astype(np.float32)
+
+
+def where_any(labels: NDArray[np.integer], values: Sequence[int]) -> NDArray[np.bool_]:
+    """Where labels are any of some values, one at least: `numpy.isin`, many times faster for a few values."""
+    first, *others = values
+    found = labels == first
+    for value in others:
+        found |= labels == value
+    return found
 
 
 MissingMask = Literal["error", "empty", "skip"]

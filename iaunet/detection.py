@@ -19,7 +19,7 @@ from scipy.optimize import linear_sum_assignment
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from iaunet.dataset import IGNORED
+from iaunet.dataset import IGNORED, where_any
 from iaunet.metrics import Mask
 
 LEAST_IOU = 0.1
@@ -177,7 +177,7 @@ def detect(
             prediction, truth = prediction[0], truth[0]
         valid = truth != IGNORED
         for of_output, labels in zip(matches, outputs, strict=True):
-            of_output.append(match_components(np.isin(prediction, labels), np.isin(truth, labels), valid))
+            of_output.append(match_components(where_any(prediction, labels), where_any(truth, labels), valid))
     return tuple(summarise_detection(of_output) for of_output in matches)
 
 

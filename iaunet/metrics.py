@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from iaunet.dataset import where_any
+
 Mask = NDArray[np.bool_]
 Label = int | tuple[int, ...]
 """A value of the mask, or several that together are a region."""
@@ -216,7 +218,7 @@ def _check_shapes(prediction: Mask, truth: Mask) -> None:
 
 
 def _select(mask: NDArray[np.uint8], label: Label) -> Mask:
-    return np.asarray(mask == label) if isinstance(label, int) else np.isin(mask, label)
+    return where_any(mask, [label] if isinstance(label, int) else label)
 
 
 def _bounding_box(mask: Mask) -> tuple[slice, ...]:

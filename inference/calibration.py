@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from iaunet.dataset import IGNORED
+from iaunet.dataset import IGNORED, where_any
 from iaunet.inference.out_of_fold import LOWEST_PROBABILITY
 from iaunet.records import require
 
@@ -150,7 +150,7 @@ def output_truth(mask: NDArray[np.uint8], outputs: Sequence[tuple[int, ...]]) ->
     Returns:
         [outputs, ...].
     """
-    return np.stack([np.isin(mask, output) for output in outputs])
+    return np.stack([where_any(mask, output) for output in outputs])
 
 
 def counted(mask: NDArray[np.uint8]) -> NDArray[np.bool_]:

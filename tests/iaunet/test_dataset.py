@@ -4,7 +4,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from iaunet.dataset import IGNORED, Case, Dataset, MaskCoding, Problem, Slicing, Source, require_case_name
+from iaunet.dataset import (
+    IGNORED,
+    Case,
+    Dataset,
+    MaskCoding,
+    Problem,
+    Slicing,
+    Source,
+    require_case_name,
+    where_any,
+)
 from iaunet.decision import decide_regions
 from iaunet.errors import FileError
 from iaunet.records import FieldError, from_json, to_json
@@ -188,3 +198,11 @@ def test_a_name_that_leads_outside_or_cannot_be_a_file_s_is_refused(name):
 
 def test_a_long_name_that_can_be_a_file_s_is_taken():
     require_case_name("folder/" + "ü" * 127)
+
+
+@given(arrays(np.uint8, (3, 4), elements=st.integers(0, 6)), st.lists(st.integers(0, 6), min_size=1, max_size=4))
+def test_labels_are_any_of_some_values_where_numpy_says_so(labels, values):
+    found = where_any(labels, values)
+
+    assert found.dtype == bool
+    np.testing.assert_array_equal(found, np.isin(labels, values))
