@@ -16,13 +16,14 @@ from iaunet.exhaustion import MEMORY_FAULTS, is_out_of_memory
 from iaunet.inference.mosaic import Assembly, Prediction, RowPrediction
 from iaunet.inference.predictor import Predictor
 from iaunet.preprocessing.cases import CaseInput
+from iaunet.workers import default_workers
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-FEWEST_THREADS = 2
-"""Threads at least that decode, as many that make rows of large cases, and as many that encode; all leave Python's lock
-while they work."""
+FEWEST_THREADS, MOST_THREADS = 2, 8
+"""Threads that decode, as many that make rows of large cases, and as many that encode; all leave Python's lock while
+they work."""
 
 ROWS_AHEAD = 64
 """Rows of the cases that are loaded ahead, one case at least: large ones take memory enough."""
@@ -91,7 +92,8 @@ def predict_stream(
     """
     lanes = predictor.lanes
     with contextlib.ExitStack() as stack:
-        threads = max(FEWEST_THREADS, lanes)
+        cores = lanes if predictor.device.type == "cpu" else default_workers()  # of a GPU's machine none computes
+        threads = max(FEWEST_THREADS, min(MOST_THREADS, cores))
         decoders, makers, encoders = (stack.enter_context(ThreadPoolExecutor(threads)) for _ in range(3))
         stream = _Stream(
             predictor=predictor,

@@ -201,7 +201,11 @@ class _Timing:
         """The line about the time of all folds."""
         if self._time_row is None:
             return f"time       not estimated: {plan.network.name} is not run without --network"
-        seconds = self._time_row.result()()
+        try:
+            seconds = self._time_row.result()()
+        except (RuntimeError, MemoryError) as fault:  # what torch raises where a GPU is full or another program's alone
+            reason = str(fault).split("\n")[0] or type(fault).__name__
+            return f"time       not estimated: {reason}"
 
         from iaunet.device import choose_device, describe_device
         from iaunet.durations import duration

@@ -232,7 +232,11 @@ class _SigmoidAttention(torch.autograd.Function):
         ctx.factors = score_factor, sum_factor
         out = _zeros(queries)
         for images, of_keys, of_queries in _blocks(queries, keys):
-            weights = _weights(queries[images, :, of_queries], keys[images, :, of_keys], bias, score_factor)
+            query, key = queries[images, :, of_queries], keys[images, :, of_keys]
+            if bias is None:  # torch takes the sigmoid of 16 bits in float32: the same bits, without copies that wide
+                weights = _product(key.mT, query, score_factor).sigmoid_()
+            else:
+                weights = _weights(query, key, bias, score_factor)
             _add_product(out[images, :, of_queries], values[images, :, of_keys], weights, sum_factor)
         return out.to(queries.dtype)
 

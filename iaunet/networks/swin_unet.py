@@ -9,6 +9,7 @@ Between the first and the last layer features are [B, H, W, C], so that every li
 """
 
 import math
+from functools import lru_cache
 from itertools import pairwise
 
 import torch
@@ -20,6 +21,7 @@ from iaunet.networks.blocks import UShape, check_sizes, layer_norm, widths
 PATCH = 4
 BLOCKS = 2  # of a stage: one with plain windows, one with shifted ones
 FEWEST_FEATURES = 32  # of a head
+KEPT_TABLES = 16  # two a stage and size of images
 
 
 def build_swin_unet(
@@ -214,11 +216,11 @@ class WindowAttention(nn.Module):
         down, right = (self.window // 2 if self.shifted and side > self.window else 0 for side in (height, width))
         moved = x.roll((-down, -right), (1, 2)) if down or right else x
         query, key, value = self._split(self.query_key_value(moved))
-        rows, columns = window_offsets(self.window, x.device)
+        tables = window_tables if _is_traced(x) else _kept_tables
+        rows, columns, strangers = tables((height, width), self.window, (down, right), x.device)
         scores = query / math.sqrt(query.shape[-1]) @ key.mT + self.offset_bias[:, rows, columns]
-        if down or right:
-            mask = neighbours((height, width), self.window, (down, right), x.device)
-            scores = scores.masked_fill(~mask[:, None], -math.inf)
+        if strangers is not None:
+            scores = scores.masked_fill(strangers, -math.inf)
         attended = self._join(scores.softmax(-1) @ value, height, width)
         out: Tensor = self.project(attended)
         return out.roll((down, right), (1, 2)) if down or right else out
@@ -262,6 +264,28 @@ def neighbours(size: tuple[int, int], window: int, shift: tuple[int, int], devic
     piece = 2 * wrapped_rows[:, None] + wrapped_columns.int()
     windows = piece.reshape(height // window, window, width // window, window).transpose(1, 2).reshape(-1, window**2)
     return windows[:, :, None] == windows[:, None, :]
+
+
+def window_tables(
+    size: tuple[int, int], window: int, shift: tuple[int, int], device: torch.device
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """What `WindowAttention` needs to know of positions.
+
+    Returns:
+        The two tensors of `window_offsets`, and where `neighbours` are none, [windows, 1, positions, positions]; None
+        where nothing was shifted, so that all are.
+    """
+    strangers = ~neighbours(size, window, shift, device)[:, None] if any(shift) else None
+    return *window_offsets(window, device), strangers
+
+
+# not in inference mode, whose tensors no training could use
+_kept_tables = lru_cache(KEPT_TABLES)(torch.inference_mode(mode=False)(window_tables))
+
+
+def _is_traced(x: Tensor) -> bool:
+    """Whether operations are only noted down, on what stands for a tensor there and must not be kept."""
+    return type(x) is not Tensor or torch.compiler.is_compiling()
 
 
 class DropPath(nn.Module):

@@ -302,6 +302,19 @@ def test_sums_over_many_blocks_of_keys_keep_the_precision_of_one(dtype):
         assert (one - true).norm() < 0.01 * true.norm()
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_weights_of_16_bits_are_the_same_whether_a_bias_has_their_sigmoid_taken_in_float32_or_not(dtype):
+    """For every score that there is: that of a query is its only feature."""
+    scores = torch.arange(-(2**15), 2**15).to(torch.int16).view(dtype)
+    scores = scores[scores.isfinite()][None, None]
+    one = torch.ones(1, 1, 1, dtype=dtype)
+
+    weights = sigmoid_attention(scores, one, one)
+
+    assert torch.equal(weights, sigmoid_attention(scores, one, one, torch.zeros(())))
+    torch.testing.assert_close(weights, scores.float().sigmoid().to(dtype), rtol=0, atol=torch.finfo(dtype).tiny)
+
+
 def test_the_gradients_of_attention_are_those_of_its_values():
     torch.manual_seed(0)
     shapes = ((2, 3, 5), (2, 3, 4), (2, 3, 4), ())

@@ -1,4 +1,5 @@
 import math
+from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 
 import numpy as np
@@ -6,6 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from iaunet.errors import NetworkError
@@ -13,6 +16,7 @@ from iaunet.loss import bce_dice_loss
 from iaunet.networks import build_network
 from iaunet.networks.counting import count_multiply_adds, count_parameters
 from iaunet.networks.swin_unet import (
+    KEPT_TABLES,
     DropPath,
     PatchEmbedding,
     PatchExpanding,
@@ -20,6 +24,7 @@ from iaunet.networks.swin_unet import (
     SwinBlock,
     SwinUp,
     WindowAttention,
+    _kept_tables,
     build_swin_unet,
     count_heads,
     neighbours,
@@ -121,6 +126,88 @@ def test_an_offset_says_how_far_a_query_lies_below_and_right_of_its_key():
 
     assert rows.tolist() == [[1, 1, 0, 0], [1, 1, 0, 0], [2, 2, 1, 1], [2, 2, 1, 1]]
     assert columns.tolist() == [[1, 0, 1, 0], [2, 1, 2, 1], [1, 0, 1, 0], [2, 1, 2, 1]]
+
+
+@pytest.fixture
+def no_tables():
+    """Tables of earlier tests are forgotten, so that it does not depend on them which are there."""
+    _kept_tables.cache_clear()
+
+
+class Ranges(TorchDispatchMode):
+    """Counts the ranges of numbers that are made, which tables begin with."""
+
+    def __init__(self):
+        super().__init__()
+        self.n = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.n += func.overloadpacket is torch.ops.aten.arange
+        return func(*args, **(kwargs or {}))
+
+
+def test_tables_are_made_once_for_all_blocks_of_a_size_and_not_again(no_tables):
+    network, images = tiny().eval(), torch.randn(2, 3, 32, 32)
+    made = []
+    for _ in range(2):
+        with Ranges() as ranges, torch.no_grad():
+            network(images)
+        made.append(ranges.n)
+
+    # offsets of windows in maps of 8, 4 and 2 patches, shifted and not; neighbours in the shifted ones of 8 and 4
+    assert made == [5 + 2 * 2, 0]
+    assert not any("table" in name for name in network.state_dict())
+
+
+def test_a_network_trains_with_the_tables_of_a_prediction(no_tables):
+    images = torch.randn(2, 3, 32, 32)
+    gradients = []
+    for predicts_first in (False, True):
+        network = tiny()
+        _kept_tables.cache_clear()
+        if predicts_first:
+            with torch.inference_mode():
+                network(images)
+        network(images).square().sum().backward()
+        gradients.append(torch.cat([parameter.grad.flatten() for parameter in network.parameters()]))
+
+    assert torch.equal(*gradients)
+    assert gradients[0].any()
+
+
+def test_threads_that_begin_at_once_get_the_logits_of_one(no_tables):
+    network = tiny().eval()
+    images = [torch.randn(1, 3, *size) for size in ((32, 32), (32, 48), (64, 32))] * 8
+
+    @torch.inference_mode()
+    def predict(image):
+        return network(image)
+
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(predict, images))
+
+    assert all(torch.equal(logits, predict(image)) for logits, image in zip(found, images, strict=True))
+
+
+def test_what_stands_for_numbers_while_a_network_is_traced_is_not_kept(no_tables):
+    network, images = tiny().eval(), torch.randn(2, 3, 32, 32)
+
+    torch.export.export(network, (images,))
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        network(torch.randn(2, 3, 32, 32))
+
+    assert _kept_tables.cache_info().currsize == 0
+    logits = network(images)
+    assert type(logits) is torch.Tensor
+    torch.testing.assert_close(torch.export.export(network, (images,)).module()(images), logits, rtol=1e-4, atol=1e-5)
+
+
+def test_the_tables_of_few_sizes_are_kept(no_tables):
+    attention = WindowAttention(4, 1, 2, shifted=True)
+    for side in range(2, 2 * KEPT_TABLES + 6, 2):
+        attention(torch.rand(1, side, 2, 4))
+
+    assert _kept_tables.cache_info().currsize == KEPT_TABLES
 
 
 def test_only_shifted_windows_carry_something_over_the_border_of_a_window():

@@ -1,5 +1,8 @@
+import time
+
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from iaunet.networks import build_network, timing
 
@@ -58,3 +61,40 @@ def test_a_wider_network_takes_longer_a_row():
     narrow, wide = (timing.prepare_timing(network, 1, 1, (128, 128), torch.device("cpu"))() for network in networks)
 
     assert wide > narrow
+
+
+def test_on_a_gpu_the_second_of_two_steps_at_the_real_size_is_what_counts(monkeypatch):
+    seconds, shapes = [90.0, 0.4], []
+
+    def time_step(network, images, labels):
+        shapes.append((images.device.type, *images.shape))
+        return seconds[len(shapes) - 1]
+
+    monkeypatch.setattr(timing, "_time_step", time_step)
+    with FakeTensorMode():  # gives images on a GPU where there is none
+        time_row = timing.prepare_timing(torch.nn.Identity(), 3, 1, (224, 320), torch.device("cuda"))
+        prepared = len(shapes)
+        a_row = time_row()
+
+    assert prepared == 1
+    assert shapes == [("cuda", timing.ROWS_ON_A_GPU, 3, 224, 320)] * 2
+    assert a_row == 0.4 / timing.ROWS_ON_A_GPU
+
+
+def test_a_step_begins_when_the_gpu_is_idle_and_ends_when_it_is_done(monkeypatch):
+    """The GPU is a clock here that goes on while it is waited for: its earlier work takes 100 s, the step 7 s."""
+    clock, given = [0.0], [100.0]
+
+    class OnGpu(torch.nn.Conv2d):
+        def forward(self, images):
+            given.append(7.0)
+            return super().forward(images)
+
+    def wait(device):
+        clock[0] += sum(given)
+        given.clear()
+
+    monkeypatch.setattr(timing, "_wait", wait)
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+
+    assert timing._time_step(OnGpu(3, 1, 1), torch.randn(2, 3, 32, 32), 1) == 7

@@ -8,6 +8,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from iaunet.errors import FileError, PredictionError
+from iaunet.inference import stream as streams
+from iaunet.inference.mosaic import RowPrediction
 from iaunet.inference.predictor import Predictor
 from iaunet.inference.stream import BATCHES_BEHIND, ROWS_AHEAD, predict_stream
 from iaunet.planners.plan import Plan, load_plan
@@ -187,6 +189,45 @@ def test_loading_and_finishing_happen_beside_the_network(predictor):
 
     assert threading.get_ident() not in threads["load"] | threads["finish"]
     assert not threads["load"] & threads["finish"]
+
+
+@pytest.mark.parametrize(("cores", "at_once"), [(1, 2), (6, 6), (64, 8)])
+def test_beside_a_gpu_as_many_images_are_decoded_and_encoded_at_once_as_there_are_cores_but_eight_at_most(
+    predictor, monkeypatch, cores, at_once
+):
+    n, together = 2 + 3 * at_once, threading.Barrier(at_once)
+    working, most, lock = {"load": 0, "finish": 0}, {"load": 0, "finish": 0}, threading.Lock()
+
+    def work(what, number, result):
+        """Those of the third image and after end so many at a time, for which they wait 60 s at most."""
+        with lock:
+            working[what] += 1
+            most[what] = max(most[what], working[what])
+        if number >= 2:  # more are begun once the size of the first is known
+            together.wait(60)
+        with lock:
+            working[what] -= 1
+        return result
+
+    def predict_batches(batches, *_):
+        for batch in batches:
+            yield [RowPrediction(row[:1] > 0, None, None) for row in batch]
+
+    monkeypatch.setattr(streams, "default_workers", lambda: cores)
+    monkeypatch.setattr(predictor, "predict_batches", predict_batches)
+    predictor.device, predictor.batch_size = torch.device("cuda"), n
+
+    found = dict(
+        predict_stream(
+            predictor,
+            range(n),
+            lambda i: work("load", i, case_of([1.0])),
+            lambda i, prediction: work("finish", i, int(prediction.labels.sum())),
+        )
+    )
+
+    assert found == dict.fromkeys(range(n), 16)
+    assert most == {"load": at_once, "finish": at_once}
 
 
 def test_a_fault_that_the_user_cannot_mend_stops_all_with_its_traceback(predictor):

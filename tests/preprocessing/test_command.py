@@ -10,10 +10,12 @@ import zlib
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from iaunet.dataset import Dataset
 from iaunet.errors import PreprocessingError
+from iaunet.networks import timing
 from iaunet.planners.fingerprint import Fingerprint
 from iaunet.planners.folds import load_splits
 from iaunet.planners.plan import load_plan
@@ -599,6 +601,45 @@ def test_a_strangers_network_in_an_edited_plan_is_not_run(toy, workspace, prepar
 
     assert code == 0
     assert "time       not estimated: no_such_package:build is not run without --network" in out
+
+
+def fail_to_time(monkeypatch, fault, *, first_step):
+    """A network whose first step fails, or the one that counts."""
+
+    def fail(*_):
+        raise fault
+
+    monkeypatch.setattr(timing, "prepare_timing", fail if first_step else lambda *_: fail)
+
+
+@pytest.mark.parametrize("first_step", [True, False])
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried 2 GiB"), "CUDA out of memory. Tried 2 GiB"),
+        (RuntimeError("CUDA error: all devices are busy\nCompile with"), "CUDA error: all devices are busy"),
+        (MemoryError(), "MemoryError"),
+    ],
+)
+def test_a_gpu_that_cannot_be_used_keeps_no_dataset_from_being_prepared(
+    tmp_path, write_toy, workspace, prepare, monkeypatch, fault, said, first_step
+):
+    fail_to_time(monkeypatch, fault, first_step=first_step)
+
+    code, out, err = prepare(*(write_toy(tmp_path / name, 5) for name in "ab"))
+
+    assert (code, err) == (0, "")
+    times = [line for line in out.splitlines() if line.startswith("time ")]
+    assert times == [f"time       not estimated: {said}"] * 2
+    assert all((workspace / name / "preprocessed").is_dir() for name in "ab")
+
+
+@pytest.mark.parametrize("first_step", [True, False])
+def test_another_fault_of_the_timing_reaches_the_caller(toy, prepare, monkeypatch, first_step):
+    fail_to_time(monkeypatch, ZeroDivisionError(), first_step=first_step)
+
+    with pytest.raises(ZeroDivisionError):
+        prepare(toy)
 
 
 @pytest.mark.parametrize("spoil", [lambda path: path.unlink(), lambda path: path.write_text("text")])
