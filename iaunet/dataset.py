@@ -150,7 +150,7 @@ class MaskCoding:
 def where_any(labels: NDArray[np.integer], values: Sequence[int]) -> NDArray[np.bool_]:
     """Where labels are any of some values, one at least: `numpy.isin`, many times faster for a few values."""
     first, *others = values
-    found = labels == first
+    found: NDArray[np.bool_] = labels == first
     for value in others:
         found |= labels == value
     return found

@@ -1,15 +1,19 @@
 """Where networks run, and in which precision."""
 
 import contextlib
+import logging
 import os
 import shutil
 from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
 import torch
 
 from iaunet.errors import IaunetError
+
+logger = logging.getLogger(__name__)
 
 CPU = torch.device("cpu")
 
@@ -31,22 +35,49 @@ def choose_device(wish: str) -> torch.device:
     """The device to run on.
 
     Args:
-        wish: ``auto`` for the fastest there is, or a device of torch (``cpu``, ``cuda``, ``cuda:1``, ``mps``).
+        wish: ``auto`` for the fastest there is that torch has kernels for, or a device of torch (``cpu``, ``cuda``,
+            ``cuda:1``, ``mps``).
 
     Raises:
         DeviceError: It is not there, or no device at all.
     """
     if wish == "auto":
         if torch.cuda.is_available():
-            return torch.device("cuda")
+            return _first_gpu_or_cpu()
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         device = torch.device(wish)
-        torch.zeros(1, device=device)
+        _compute_on(device)
     except (RuntimeError, AssertionError) as fault:
-        reason = str(fault).split("\n")[0]
+        reason = _without_kernels(fault) or str(fault).split("\n")[0]
         raise DeviceError(f"device {wish!r} cannot be used ({reason}): give auto, cpu, cuda or mps") from fault
     return device
+
+
+@cache  # so that it is told once
+def _first_gpu_or_cpu() -> torch.device:
+    """The first GPU, or the CPU if torch has no kernels for it; what else is wrong with it is told where it is used."""
+    device = torch.device("cuda")
+    try:
+        _compute_on(device)
+    except RuntimeError as fault:
+        reason = _without_kernels(fault)
+        if reason is not None:
+            logger.warning("warning    %s; computing on the CPU", reason)
+            return CPU
+    return device
+
+
+def _compute_on(device: torch.device) -> None:
+    torch.zeros(1, device=device) + 1  # zeros alone need no kernel on a GPU
+
+
+def _without_kernels(fault: BaseException) -> str | None:
+    """What to tell where a fault means that torch was built for other cards than the one that is there, else None."""
+    if "no kernel image" not in str(fault):
+        return None
+    build = f"torch {torch.__version__}, built for CUDA {torch.version.cuda}"
+    return f"{build}, has no kernels for this GPU: install a build for its generation"
 
 
 def describe_device(device: torch.device) -> str:
@@ -72,7 +103,12 @@ def mixed_precision(device: torch.device) -> torch.dtype | None:
     """The type that prediction takes products in on a device, None for plain float32."""
     if device.type != "cuda":
         return None
-    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    return torch.bfloat16 if _has_bfloat16(device) else torch.float16
+
+
+def _has_bfloat16(gpu: torch.device) -> bool:
+    """Whether a GPU has units for bfloat16 (Ampere and later): others emulate it, many times slower."""
+    return torch.cuda.get_device_capability(gpu) >= (8, 0)
 
 
 def training_precision(device: torch.device) -> torch.dtype | None:
@@ -91,13 +127,15 @@ def precision_name(precision: torch.dtype | None) -> Precision:
 
 
 def begun_precision(name: Precision | None, device: torch.device) -> torch.dtype | None:
-    """The type that a training goes on with, None for plain float32: the one it began with, as far as there is one.
+    """The type that a training goes on with, None for plain float32: the one it began with, if the device has it.
 
     Args:
         name: What it began with; None for a training of before it was recorded.
         device: Where it goes on.
     """
     if name is None or (name == "float16" and device.type != "cuda"):
+        return mixed_precision(device)
+    if name == "bfloat16" and device.type == "cuda" and not _has_bfloat16(device):
         return mixed_precision(device)
     return PRECISIONS[name]
 
@@ -122,7 +160,13 @@ def autocasting(device: torch.device) -> Iterator[None]:
 
 @contextlib.contextmanager
 def casting(device: torch.device, precision: torch.dtype | None) -> Iterator[None]:
-    """Run a block with products taken in a type; None takes them in the types that tensors have."""
+    """Run a block with products taken in a type; None takes them in the types that tensors have.
+
+    For None on a GPU, TF32 is switched off, for the rest of the process: gradients are computed after the block.
+    """
+    if precision is None and device.type == "cuda":
+        torch.backends.cudnn.allow_tf32 = False  # else convolutions round to 10 bits, on Ampere and later
+        torch.backends.cuda.matmul.allow_tf32 = False
     with torch.autocast(device.type, dtype=precision, enabled=precision is not None):
         yield
 

@@ -13,11 +13,15 @@ _WORDS = (
     "Unable to allocate",
     "bad_alloc",
     "bad allocation",
+    "STATUS_ALLOC_FAILED",
+    "DEVICE_ALLOCATION_FAILED",
     "can't start new thread",
     "failed to map segment",
 )
 """What is said by torch on a CPU under Linux, under Windows and on other devices; by the system; by numpy, also within
-the words of another process; by C++ under Linux and Windows; for want of a thread's stack; and by the linker."""
+the words of another process; by C++ under Linux and Windows; by cuBLAS and cuDNN; for want of a thread's stack; and by
+the linker. Not "unable to find an engine": cuDNN says so for want of a workspace, but also where it is broken or does
+not know a type, which fewer rows or a smaller network would not mend."""
 
 
 def is_out_of_memory(fault: BaseException) -> bool:

@@ -109,8 +109,8 @@ def measure_rows(probabilities: Tensor, disagreement: Tensor, thresholds: Sequen
     Returns:
         [B, L, S] float64, by `STATISTICS`.
     """
-    levels = probabilities.new_tensor(thresholds)[:, None, None]
-    marked = probabilities >= levels
+    # against plain numbers: a tensor of them would be copied to a GPU, which waits for what runs there
+    marked = torch.stack([maps >= level for maps, level in zip(probabilities.unbind(1), thresholds, strict=True)], 1)
     p = probabilities.clamp(LOWEST_PROBABILITY, 1 - LOWEST_PROBABILITY)
     entropy = -(p * p.log() + (1 - p) * (-p).log1p())
     maps = (probabilities, marked, probabilities * marked, entropy, disagreement, torch.ones_like(probabilities))

@@ -106,7 +106,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
     from iaunet.inference.output import ENGINE
 
-    engine, part = read_engine_options(*given, arguments.output.resolve() / ENGINE)
+    engine, part = read_engine_options(*given, arguments.output.resolve() / ENGINE, arguments.device)
 
     from iaunet.device import is_faster_in_bfloat16
     from iaunet.inference.folder import FolderOptions, predict_cases, predict_folder

@@ -107,7 +107,7 @@ def _run(arguments: argparse.Namespace, tokens: Sequence[str]) -> int:
     with joined(os.environ, arguments.device) as ranks:
         folder = ranks.first(lambda: find_dataset(arguments.dataset, arguments.workspace))
         given = arguments.engine, arguments.engine_option, arguments.part
-        engine, part = ranks.first(lambda: read_engine_options(*given, folder.root / "engine"))
+        engine, part = ranks.first(lambda: read_engine_options(*given, folder.root / "engine", arguments.device))
 
         from iaunet.trainers.units import train_networks  # imports torch: after what fails quickly
 

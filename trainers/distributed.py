@@ -4,9 +4,11 @@ What starts them (torchrun, or `start_ranks`) tells each process by its environm
 was started alone joins nobody: every exchange gives back what it was given.
 """
 
+import atexit
 import contextlib
 import logging
 import os
+import sys
 import uuid
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -220,6 +222,8 @@ def _read_rank(environment: Mapping[str, str]) -> Ranks:
 def joined(environment: Mapping[str, str], device: str) -> Iterator[Ranks]:
     """Join the ranks that the environment tells of for a block; no more than one makes `ALONE`.
 
+    A process that leaves the block by a fault has left for good: it can go on only to tell of it, see `_leaving`.
+
     Args:
         environment: The environment's variables, as torchrun sets them: RANK, WORLD_SIZE, LOCAL_RANK and others.
         device: The device asked for, see `rank_device`.
@@ -239,26 +243,59 @@ def joined(environment: Mapping[str, str], device: str) -> Iterator[Ranks]:
     own, fault = _find_device(device, ranks)
     if own.type == "cuda":
         torch.cuda.set_device(own)
+    with _leaving():
+        try:
+            backend = "cpu:gloo,cuda:nccl" if own.type == "cuda" else "gloo"
+            distributed.init_process_group(backend, timeout=EXCHANGE_TIMEOUT)
+            group = distributed.new_group(backend="gloo", timeout=WAITING_TIMEOUT)
+            distributed.barrier(group)  # a rank that ends before others are there has them killed, untold
+            if fault is not None:
+                raise replace(ranks, rank=ranks.local_rank).told_once(fault)  # each machine has its own GPUs
+            yield replace(ranks, waiting=group, parent=os.getppid())
+        except RuntimeError as error:
+            if not _is_lost_rank(error):
+                raise
+            if distributed.is_torchelastic_launched():
+                raise SystemExit(CANNOT_BE_DONE) from error
+            reason = str(error).split("\n")[0]
+            raise TrainingError(
+                f"another of the {ranks.size} ranks ended or cannot be reached ({reason}): "
+                "run the same command again to go on"
+            ) from error
+
+
+@contextlib.contextmanager
+def _leaving() -> Iterator[None]:
+    """Leave the process groups that are joined in a block when it ends well or every rank stops.
+
+    After a fault of one rank the others are amid an exchange. Leaving NCCL would wait for them before the fault is
+    told, and the exit of Python for exchanges of gloo: this process tells it and ends at once, which ends the others.
+    One that ends silently takes its time: a launcher would stop the rank that is still to tell why.
+    """
+    from torch import distributed
+
     try:
-        backend = "cpu:gloo,cuda:nccl" if own.type == "cuda" else "gloo"
-        distributed.init_process_group(backend, timeout=EXCHANGE_TIMEOUT)
-        group = distributed.new_group(backend="gloo", timeout=WAITING_TIMEOUT)
-        if fault is not None:  # only now: a rank that ends before others are there has them killed, untold
-            raise replace(ranks, rank=ranks.local_rank).told_once(fault)  # each machine has its own GPUs
-        yield replace(ranks, waiting=group, parent=os.getppid())
-    except RuntimeError as error:
-        if not _is_lost_rank(error):
-            raise
-        if distributed.is_torchelastic_launched():
-            raise SystemExit(CANNOT_BE_DONE) from error
-        reason = str(error).split("\n")[0]
-        raise TrainingError(
-            f"another of the {ranks.size} ranks ended or cannot be reached ({reason}): "
-            "run the same command again to go on"
-        ) from error
-    finally:
-        if distributed.is_initialized():
+        yield
+    except BaseException as fault:
+        if _is_stop_of_all(fault):
             distributed.destroy_process_group()
+        elif not isinstance(fault, SystemExit):
+            atexit.register(_end_at_once, STOPPED if isinstance(fault, KeyboardInterrupt) else CANNOT_BE_DONE)
+        raise
+    distributed.destroy_process_group()
+
+
+def _is_stop_of_all(fault: BaseException) -> bool:
+    """Whether an exception is what `Ranks.told_once` makes of a stop: it is raised on all ranks after the same step."""
+    return isinstance(fault, Stopped) or (isinstance(fault, SystemExit) and fault.code == STOPPED)
+
+
+def _end_at_once(code: int) -> None:
+    """End this process without freeing what torch holds, which may wait for other ranks."""
+    try:
+        sys.stdout.flush()
+    finally:
+        os._exit(code)
 
 
 def _find_device(wish: str, ranks: Ranks) -> "tuple[torch.device, TrainingError | None]":

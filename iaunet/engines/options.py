@@ -32,7 +32,7 @@ def add_engine_options(parser: argparse.ArgumentParser, part_of: str) -> None:
 
 
 def read_engine_options(
-    engine: str | None, given: Sequence[tuple[str, object]], part: str | None, folder: Path
+    engine: str | None, given: Sequence[tuple[str, object]], part: str | None, folder: Path, device: str = "auto"
 ) -> tuple[Engine | None, Part | None]:
     """The engine and the part that the options of `add_engine_options` ask for, each None without.
 
@@ -41,6 +41,7 @@ def read_engine_options(
         given: Of ``--engine_option``.
         part: Of ``--part``.
         folder: See `find_engine`.
+        device: The device asked for: an engine's calls see only the GPUs that are theirs.
 
     Raises:
         EngineError: They contradict each other, or one cannot be.
@@ -49,5 +50,7 @@ def read_engine_options(
         raise EngineError("--engine shares the work out by itself, --part leaves that to another launcher: give one")
     if given and engine is None:
         raise EngineError(f"--engine_option {given[0][0]} is for an engine: give --engine as well")
+    if engine is not None and ":" in device:
+        raise EngineError(f"--device {device} is one device, and the engine gives each call its own: give auto or cuda")
     chosen = None if engine is None else find_engine(engine, dict(given), folder)
     return chosen, None if part is None else Part.parse(part)

@@ -79,9 +79,9 @@ class RayEngine:
         with connected(self.options.address) as ray:
             begin()
             share = choose_share(machines(ray), len(tasks), on_gpu, self.options)
-            remote = ray.remote(work).options(
-                num_cpus=share.processors, num_gpus=share.gpus, max_retries=RETRIES, name="iaunet"
-            )
+            # given here and not as .options, GPUs also end the process after its call, which gives their memory back
+            remote = ray.remote(num_cpus=share.processors, num_gpus=share.gpus, max_retries=RETRIES)(work)
+            remote = remote.options(name="iaunet")
             running = {remote.remote(*pack(function, task, share.processors)): task for task in tasks}
             follower = LogFollower({task.name: task.log for task in tasks})
             with cancelling(ray, running):

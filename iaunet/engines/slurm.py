@@ -85,9 +85,13 @@ class SlurmEngine:
         """Call the function for each task, see `iaunet.engines.Engine`.
 
         Raises:
-            EngineError: This machine cannot submit jobs, or submitit is not installed.
+            EngineError: This machine cannot submit jobs, submitit is not installed, or several jobs of this machine
+                would share its first GPUs.
         """
-        array = _Array(self._executor(on_gpu), function, self.options.processors)
+        gpus = int(on_gpu) if self.options.gpus is None else self.options.gpus
+        if self.options.executor == "local" and gpus and len(tasks) > 1:
+            _require_no_gpu()
+        array = _Array(self._executor(gpus), function, self.options.processors)
         begin()
         follower = LogFollower({task.name: task.log for task in tasks})
         array.submit(tasks)
@@ -97,9 +101,8 @@ class SlurmEngine:
                 follower.tell_news()
                 yield from array.take_ended()
 
-    def _executor(self, on_gpu: bool) -> Any:
+    def _executor(self, gpus: int) -> Any:
         options = self.options
-        gpus = int(on_gpu) if options.gpus is None else options.gpus
         try:
             executor = _import_submitit().AutoExecutor(
                 self.folder, cluster=options.executor, slurm_max_num_timeout=MOST_REQUEUES
@@ -177,6 +180,17 @@ class _Array:
             while time.monotonic() < limit and not all(job.done() for job in self.running):
                 time.sleep(SECONDS_BETWEEN_NEWS)
             raise
+
+
+def _require_no_gpu() -> None:
+    """Refuse jobs that are to have GPUs of this machine: submitit starts all at once and gives each the first ones."""
+    import torch
+
+    if torch.cuda.is_available():
+        raise EngineError(
+            "executor=local starts all jobs at once on the same GPU: give --engine ray, where each has its own, "
+            "or gpus=0 to compute on the CPU"
+        )
 
 
 def _remove_pickles(job: Any) -> None:

@@ -25,6 +25,9 @@ def test_want_of_memory_is_known_whoever_asked_for_it(allocate):
         RuntimeError("std::bad_alloc"),
         RuntimeError("can't start new thread"),
         OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"),
         ImportError("libtorch_cpu.so: failed to map segment from shared object"),
     ],
     ids=str,
@@ -35,7 +38,12 @@ def test_want_of_memory_is_known_by_what_is_said(fault):
 
 @pytest.mark.parametrize(
     "fault",
-    [RuntimeError("mat1 and mat2 shapes cannot be multiplied"), OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))],
+    [
+        RuntimeError("mat1 and mat2 shapes cannot be multiplied"),
+        RuntimeError("GET was unable to find an engine to execute this computation"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_NOT_INITIALIZED"),
+        OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
+    ],
     ids=str,
 )
 def test_other_faults_are_told_from_it(fault):

@@ -335,6 +335,43 @@ def test_a_device_that_cannot_be_is_told_by_one_rank():
     assert told == ["error: --device cuda:1 is one device for 2 ranks: give auto, cuda or cpu\n", ""]
 
 
+@pytest.fixture
+def failing(tmp_path):
+    """A command whose rank 1 fails while rank 0 is in an exchange with it."""
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import os, sys, torch\n"
+        "from torch import distributed\n"
+        "from iaunet.console import run_command\n"
+        "from iaunet.errors import TrainingError\n"
+        "from iaunet.trainers.distributed import joined\n"
+        "def body():\n"
+        "    with joined(os.environ, 'cpu') as ranks:\n"
+        "        if ranks.rank == 0: return ranks.any(True)\n"
+        "        gradients = distributed.all_reduce(torch.ones(1), async_op=True)\n"
+        "        raise TrainingError('the disk of rank 1 is full')\n"
+        "sys.exit(run_command(body, joins_ranks=True))\n"
+    )
+    return [sys.executable, str(program)]
+
+
+def test_a_fault_of_one_rank_amid_an_exchange_is_told_at_once_and_ends_the_others(failing):
+    ranks = [
+        subprocess.Popen(failing, env={**os.environ, **variables}, stderr=subprocess.PIPE, text=True)
+        for variables in two_ranks()
+    ]
+    told = [rank.communicate(timeout=120)[1] for rank in ranks]
+
+    assert [rank.returncode for rank in ranks] == [2, 2]
+    assert told[0].startswith("error: another of the 2 ranks ended or cannot be reached (")
+    assert told[1] == "error: the disk of rank 1 is full\n"
+
+
+def test_a_fault_of_one_rank_amid_an_exchange_is_all_that_is_told_of_those_started_together(failing, capfd):
+    assert start_ranks(2, "cpu", failing) == 2
+    assert capfd.readouterr().err == "error: the disk of rank 1 is full\n"
+
+
 def test_ranks_are_started_unless_they_are_started_already():
     rank = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}
 

@@ -15,11 +15,11 @@ from iaunet.engines.tasks import EngineError
 from iaunet.records import FieldError
 
 
-def read(tmp_path, *options):
+def read(tmp_path, *options, device="auto"):
     parser = argparse.ArgumentParser()
     add_engine_options(parser, "images")
     given = parser.parse_args(options)
-    return read_engine_options(given.engine, given.engine_option, given.part, tmp_path)
+    return read_engine_options(given.engine, given.engine_option, given.part, tmp_path, device)
 
 
 def test_without_options_the_work_is_done_here_and_whole(tmp_path):
@@ -52,6 +52,15 @@ def test_a_part_is_read(tmp_path):
 def test_options_that_cannot_be_are_refused(tmp_path, options, line):
     with pytest.raises(EngineError, match=line):
         read(tmp_path, *options)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_one_device_of_several_is_refused_where_an_engine_gives_out_devices(tmp_path, engine):
+    with pytest.raises(EngineError, match=r"--device cuda:1 is one device, and the engine .*: give auto or cuda"):
+        read(tmp_path, "--engine", engine, device="cuda:1")
+
+    assert read(tmp_path, "--part", "1/2", device="cuda:1") == (None, Part(1, 2))
+    assert read(tmp_path, "--engine", engine, device="cuda")[0] is not None
 
 
 @pytest.mark.parametrize(

@@ -89,6 +89,19 @@ def test_calls_run_in_processes_of_this_machine_alone_and_one_that_is_killed_beg
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("gpus", [0, 0.5, 1])
+def test_a_call_with_a_gpu_has_a_process_of_its_own_which_gives_its_memory_back(
+    jobs, task, tmp_path, monkeypatch, gpus
+):
+    monkeypatch.setenv("RAY_OVERRIDE_RESOURCES", '{"CPU": 1, "GPU": 1}')
+    tasks = [task(str(number), number) for number in range(3)]
+
+    outcomes = [outcome for _, outcome in RayEngine({"gpus": gpus}, tmp_path).run(jobs.square, tasks, on_gpu=True)]
+
+    assert len({process for _, process, _, _ in outcomes}) == (3 if gpus else 1)
+
+
+@pytest.mark.slow
 def test_a_call_whose_process_is_killed_each_time_ends_in_a_line(jobs, task, tmp_path):
     [(_, fault)] = RayEngine({"processors": 1}, tmp_path).run(jobs.die, [task("dying", tmp_path)], on_gpu=False)
 

@@ -7,6 +7,7 @@ import threading
 import time
 
 import pytest
+import torch
 
 from iaunet.engines.slurm import RETRIES, Requeueable, SlurmEngine
 from iaunet.engines.tasks import EngineError, pack
@@ -34,6 +35,25 @@ def test_jobs_run_in_other_processes(engine, jobs, task, tmp_path, caplog):
     assert isinstance(outcomes[bad], FileError)
     assert "two: squaring 2" in caplog.messages
     assert not list(tmp_path.rglob("*.pkl"))
+
+
+@pytest.mark.parametrize("given", [{}, {"gpus": 2}])
+def test_jobs_of_this_machine_that_would_share_its_first_gpu_are_refused(jobs, task, tmp_path, monkeypatch, given):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    engine = SlurmEngine({"executor": "local", **given}, tmp_path / "engine")
+
+    with pytest.raises(EngineError, match="executor=local starts all jobs at once on the same GPU: give --engine ray"):
+        next(engine.run(jobs.square, [task("two", 2), task("three", 3)], on_gpu=True, begin=pytest.fail))
+
+
+def test_jobs_of_this_machine_that_get_no_gpu_or_are_alone_are_not_refused(jobs, task, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    two, three = task("two", 2), task("three", 3)
+    alone = SlurmEngine({"executor": "local"}, tmp_path / "engine").run(jobs.square, [two], on_gpu=True)
+    without = SlurmEngine({"executor": "local", "gpus": 0}, tmp_path / "engine")
+
+    assert [outcome[0] for _, outcome in alone] == [4]
+    assert {outcome[0] for _, outcome in without.run(jobs.square, [two, three], on_gpu=True)} == {4, 9}
 
 
 @pytest.mark.slow
