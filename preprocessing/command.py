@@ -98,9 +98,9 @@ def _run(arguments: argparse.Namespace) -> int:
     with contextlib.ExitStack() as processes:
         processes.enter_context(keeping_processes())
         workers = max(1, arguments.workers)
-        few = 2 * IMAGES_WORTH_A_PROCESS * workers  # an image and a mask a case
-        if sum(_count_files(Path(dataset), few) for dataset in arguments.datasets) >= few:
-            prepare_processes(workers, MEASURING)  # which takes them as long as the imports below take this one
+        few = 2 * IMAGES_WORTH_A_PROCESS  # an image and a mask a case
+        if sum(_count_files(Path(dataset), few + 1) for dataset in arguments.datasets) > few:
+            prepare_processes(workers, MEASURING)  # which takes as long as the imports below take this process
         return _prepare(arguments, workers, processes)
 
 
