@@ -52,14 +52,15 @@ def main() -> None:
     if arguments.task:
         print(json.dumps(_measure(**json.loads(arguments.task))))
         return
-    settings: Row = {name: getattr(arguments, name) for name in ("rows", "rounds")}
     device = choose_device(arguments.device).type
-    report = Report("time_estimate", settings | {"device": device, "threads": torch.get_num_threads()})
+    steps: Row = {"rows": arguments.rows, "rounds": arguments.rounds}
+    about: Row = {"data": "random numbers", "device": device, "threads": torch.get_num_threads()}
+    report = Report("time_estimate", about | steps)
     for network in arguments.networks:
         kind, _, width = network.partition(":")
         for size in arguments.sizes:
             row: Row = {"network": kind, "width": int(width), "size": size}
-            report.add("time_estimate", row | _measure_apart(row | settings | {"device": device}))
+            report.add("time_estimate", row | _measure_apart(row | steps | {"device": device}))
     report.finish(arguments.json)
 
 

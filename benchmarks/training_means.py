@@ -89,7 +89,10 @@ def main() -> None:
     all_means = means_of(device)
     wished = ["plain", *(arguments.means or [name for name in all_means if name != "plain"])]
     settings: Row = {name: getattr(arguments, name) for name in ("batch", "size", "depth", "rounds")}
-    report = Report("training_means", settings | {"device": device.type, "threads": torch.get_num_threads()})
+    report = Report(
+        "training_means",
+        settings | {"data": "random numbers", "device": device.type, "threads": torch.get_num_threads()},
+    )
     for network in arguments.networks:
         name, _, width = network.partition(":")
         steps = {}

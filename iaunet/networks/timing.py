@@ -1,5 +1,6 @@
 """How long a training step takes on a device, from small ones that are really run."""
 
+import math
 import time
 from collections.abc import Callable
 
@@ -42,8 +43,8 @@ def prepare_timing(
     network = network.to(device=device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     if device.type == "cuda":
         return _prepare_timing_on_gpu(network, torch.randn(ROWS_ON_A_GPU, channels, *size, device=device), labels)
-    # no smaller than what the network would pad its input to
-    multiple = getattr(network, "multiple", 32)
+    multiple = getattr(network, "multiple", 32)  # what the network pads its input to
+    padded = math.prod(-(-side // multiple) * multiple for side in size)
 
     def step(shrink: int, pixels: int = 0) -> tuple[float, float]:
         """Seconds of a step on about so many pixels, and as many of a row of the real size."""
@@ -51,7 +52,7 @@ def prepare_timing(
         least = 1 if height * width > multiple**2 else 2  # values that batch normalisation takes a mean of
         rows = max(least, min(MOST_ROWS, pixels // (height * width)))
         seconds = _time_step(network, torch.randn(rows, channels, height, width, device=device), labels)
-        return seconds, seconds / (rows * height * width) * (size[0] * size[1])
+        return seconds, seconds / (rows * height * width) * padded
 
     def time_row() -> float:
         for shrink, pixels, long_enough in STEPS:
