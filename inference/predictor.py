@@ -356,9 +356,16 @@ class Predictor:
         Raises:
             PredictionError: Memory does not suffice for a single image even on the CPU.
         """
-        return in_lanes(lambda batch: self._predict_batch(batch, uncertainty, measure), batches, self.lanes)
+        return in_lanes(lambda batch: self.predict_batch(batch, uncertainty, measure), batches, self.lanes)
 
-    def _predict_batch(self, inputs: NDArray[np.float32], uncertainty: bool, measure: bool) -> list[RowPrediction]:
+    def predict_batch(
+        self, inputs: NDArray[np.float32], uncertainty: bool = False, measure: bool = False
+    ) -> list[RowPrediction]:
+        """What the ensemble says of the rows [B, C, h, w] of one batch, in this thread; see `predict_batches`.
+
+        Raises:
+            NotEnoughMemory: Memory does not suffice for a single image even on the CPU.
+        """
         while True:
             rows = self.batch_size
             try:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from iaunet.errors import IaunetError, PredictionError
 from iaunet.exhaustion import MEMORY_FAULTS, is_out_of_memory
+from iaunet.inference.lanes import in_lanes
 from iaunet.inference.mosaic import Assembly, Prediction, RowPrediction
 from iaunet.inference.predictor import Predictor
 from iaunet.preprocessing.cases import CaseInput
@@ -90,44 +91,61 @@ def predict_stream(
         Each item once with its result, or with the error that ``load`` or ``finish`` raised; the order may differ
         from that of the items. A few batches are under way at a time, and a few cases.
     """
-    lanes = predictor.lanes
-    with contextlib.ExitStack() as stack:
-        cores = lanes if predictor.device.type == "cpu" else default_workers()  # of a GPU's machine none computes
-        threads = max(FEWEST_THREADS, min(MOST_THREADS, cores))
-        decoders, makers, encoders = (stack.enter_context(ThreadPoolExecutor(threads)) for _ in range(3))
-        stream = _Stream(
-            predictor=predictor,
-            load=load,
-            finish=finish,
-            keep_probabilities=keep_probabilities,
-            watch=watch,
-            keep_uncertainty=keep_uncertainty,
-            decoders=decoders,
-            makers=makers,
-            encoders=encoders,
-        )
-        predicted = stack.enter_context(
-            contextlib.closing(predictor.predict_batches(stream.batches(items), keep_uncertainty, measure))
-        )
-        behind: deque[list[Future[Result | IaunetError | None]]] = deque()
-        for said in predicted:
-            behind.append(stream.encode(said))
-            if len(behind) > BATCHES_BEHIND * lanes:
-                _raise_faults(behind.popleft())
-            yield from stream.outcomes()
-        for parts in behind:
-            _raise_faults(parts)
-            yield from stream.outcomes()
-        yield from stream.outcomes()
+    known = _Known(load)
+    wish = _Wish(
+        predictor=predictor,
+        load=known.load,
+        finish=finish,
+        keep_probabilities=keep_probabilities,
+        watch=watch,
+        keep_uncertainty=keep_uncertainty,
+        measure=measure,
+    )
+    remaining, n_rows = iter(items), 0
+    if _lanes_have_all_cores(predictor):
+        for item in remaining:
+            found = _attempt(known.load_first, item)
+            if not isinstance(found, IaunetError):  # the others are mostly like the first
+                remaining, n_rows = itertools.chain([item], remaining), found
+                break
+            yield item, found
+    if n_rows == 1:
+        with contextlib.closing(in_lanes(wish.predict_whole, remaining, predictor.lanes)) as outcomes:
+            yield from outcomes
+    else:
+        with contextlib.closing(wish.predict_beside(remaining)) as outcomes:
+            yield from outcomes
 
 
-@dataclass(eq=False, kw_only=True)
-class _Stream(Generic[Item, Result]):
-    """What `predict_stream` has under way; the first fields are its arguments.
+def _lanes_have_all_cores(predictor: Predictor) -> bool:
+    """Whether none is left for threads beside those of the network, which take them row by row."""
+    return predictor.device.type == "cpu" and predictor.batch_size == 1 and predictor.lanes == default_workers()
 
-    ``owners`` are the cases of the rows of each batch that the networks are at, ``encoding`` those with a part in the
-    encoders, ``failed`` the items that could not be loaded.
-    """
+
+class _Known(Generic[Item]):
+    """Loads cases, the first of them once only though it is asked for twice."""
+
+    def __init__(self, load: Callable[[Item], CaseInput]) -> None:
+        self._load = load
+        self._first: tuple[Item, CaseInput] | None = None
+
+    def load_first(self, item: Item) -> int:
+        """Load a case that will be asked for once more; gives the number of its rows."""
+        case = self._load(item)
+        self._first = item, case
+        return len(case.places)
+
+    def load(self, item: Item) -> CaseInput:
+        """The case."""
+        if self._first is None or item is not self._first[0]:
+            return self._load(item)
+        (_, case), self._first = self._first, None
+        return case
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class _Wish(Generic[Item, Result]):
+    """What `predict_stream` is asked for."""
 
     predictor: Predictor
     load: Callable[[Item], CaseInput]
@@ -135,6 +153,81 @@ class _Stream(Generic[Item, Result]):
     keep_probabilities: bool
     watch: Callable[[Item, RowPrediction], None] | None
     keep_uncertainty: bool
+    measure: bool
+
+    def predict_whole(self, item: Item) -> tuple[Item, Result | IaunetError]:
+        """All that is done with an item, in one thread, which keeps one core busy from its file to its mask.
+
+        Raises:
+            NotEnoughMemory: For a row of the network.
+        """
+        case = _attempt(self.load, item)
+        if isinstance(case, IaunetError):
+            return item, case
+        assembly = self.assemble(case)
+        for number in range(len(case.places)):
+            row = _attempt(case.make, number)
+            if isinstance(row, IaunetError):
+                return item, row
+            fault = _attempt(self.add, item, assembly, self.predictor.predict_batch(row[None], *self.told))
+            if fault is not None:
+                return item, fault
+        return item, _attempt(self.conclude, item, assembly)
+
+    def predict_beside(self, items: Iterable[Item]) -> Generator[tuple[Item, Result | IaunetError], None, None]:
+        """Predict items, decoded and encoded beside the networks, in threads of their own."""
+        predictor = self.predictor
+        lanes = predictor.lanes
+        with contextlib.ExitStack() as stack:
+            cores = lanes if predictor.device.type == "cpu" else default_workers()  # of a GPU's machine none computes
+            threads = max(FEWEST_THREADS, min(MOST_THREADS, cores))
+            decoders, makers, encoders = (stack.enter_context(ThreadPoolExecutor(threads)) for _ in range(3))
+            stream = _Stream(wish=self, decoders=decoders, makers=makers, encoders=encoders)
+            predicted = stack.enter_context(
+                contextlib.closing(predictor.predict_batches(stream.batches(items), *self.told))
+            )
+            behind: deque[list[Future[Result | IaunetError | None]]] = deque()
+            for said in predicted:
+                behind.append(stream.encode(said))
+                if len(behind) > BATCHES_BEHIND * lanes:
+                    _raise_faults(behind.popleft())
+                yield from stream.outcomes()
+            for parts in behind:
+                _raise_faults(parts)
+                yield from stream.outcomes()
+            yield from stream.outcomes()
+
+    @property
+    def told(self) -> tuple[bool, bool]:
+        """What the predictor is to tell besides probabilities: the uncertainty, and the statistics in any case."""
+        return self.keep_uncertainty, self.measure
+
+    def assemble(self, case: CaseInput) -> Assembly:
+        """What a case's rows are added to."""
+        plan, cleaning = self.predictor.plan, self.predictor.cleaning
+        return Assembly(case, plan, self.keep_probabilities, cleaning, self.keep_uncertainty)
+
+    def add(self, item: Item, assembly: Assembly, rows: Sequence[RowPrediction]) -> None:
+        """Take in what the networks say of the next rows."""
+        for row in rows:
+            assembly.add(row)
+            if self.watch is not None:
+                self.watch(item, row)
+
+    def conclude(self, item: Item, assembly: Assembly) -> Result:
+        """What comes of an item whose rows were all added."""
+        return self.finish(item, assembly.prediction)
+
+
+@dataclass(eq=False, kw_only=True)
+class _Stream(Generic[Item, Result]):
+    """What `_Wish.predict_beside` has under way.
+
+    ``owners`` are the cases of the rows of each batch that the networks are at, ``encoding`` those with a part in the
+    encoders, ``failed`` the items that could not be loaded.
+    """
+
+    wish: _Wish[Item, Result]
     decoders: ThreadPoolExecutor
     makers: ThreadPoolExecutor
     encoders: ThreadPoolExecutor
@@ -145,7 +238,7 @@ class _Stream(Generic[Item, Result]):
     def batches(self, items: Iterable[Item]) -> Iterator[NDArray[np.float32]]:
         """The rows of all cases, in their order, stacked as the networks take them."""
         waiting = self._rows(items)
-        while batch := list(itertools.islice(waiting, self.predictor.batch_size)):
+        while batch := list(itertools.islice(waiting, self.wish.predictor.batch_size)):
             self.owners.append([job for job, _ in batch])
             yield np.stack([row for _, row in batch])
 
@@ -167,16 +260,13 @@ class _Stream(Generic[Item, Result]):
             yield self.encoding.popleft().outcome()
 
     def _rows(self, items: Iterable[Item]) -> Iterator[tuple[_Job[Item, Result], NDArray[np.float32]]]:
-        ahead = self.predictor.lanes * self.predictor.batch_size
-        for item, loaded in _loaded(self.decoders, items, self.load, 2 * ahead):
+        ahead = self.wish.predictor.lanes * self.wish.predictor.batch_size
+        for item, loaded in _loaded(self.decoders, items, self.wish.load, 2 * ahead):
             if isinstance(loaded, IaunetError):
                 self.failed.append((item, loaded))
                 continue
-            case, predictor = loaded.case, self.predictor
-            job = _Job[Item, Result](
-                item,
-                Assembly(case, predictor.plan, self.keep_probabilities, predictor.cleaning, self.keep_uncertainty),
-            )
+            case = loaded.case
+            job = _Job[Item, Result](item, self.wish.assemble(case))
             yield job, loaded.first
             for row in _further_rows(self.makers, case, ahead):
                 yield job, row
@@ -188,11 +278,8 @@ class _Stream(Generic[Item, Result]):
         fault = None if before is None else before.result()
         if isinstance(fault, IaunetError):
             raise fault
-        for row in rows:
-            job.assembly.add(row)
-            if self.watch is not None:
-                self.watch(job.item, row)
-        return self.finish(job.item, job.assembly.prediction) if job.assembly.is_complete else None
+        self.wish.add(job.item, job.assembly, rows)
+        return self.wish.conclude(job.item, job.assembly) if job.assembly.is_complete else None
 
 
 def _loaded(

@@ -1,5 +1,6 @@
 import threading
 import time
+from collections import defaultdict
 
 import numpy as np
 import pytest
@@ -228,6 +229,66 @@ def test_beside_a_gpu_as_many_images_are_decoded_and_encoded_at_once_as_there_ar
 
     assert found == dict.fromkeys(range(n), 16)
     assert most == {"load": at_once, "finish": at_once}
+
+
+def threads_of(predictor, cases, monkeypatch, lanes=2, cores=2):
+    """The threads that load each case, once or more, and finish it, with so many lanes on so many cores."""
+    loaded, finished = defaultdict(list), {}
+
+    def load(number):
+        loaded[number].append(threading.get_ident())
+        if cases[number] is None:
+            raise FileError("is damaged", "copy it again")
+        return case_of([1.0] * cases[number])
+
+    def finish(number, prediction):
+        finished[number] = threading.get_ident()
+        return int(prediction.labels.sum())
+
+    monkeypatch.setattr(streams, "default_workers", lambda: cores)
+    monkeypatch.setattr(Predictor, "lanes", lanes)
+    found = dict(predict_stream(predictor, range(len(cases)), load, finish))
+    assert all(found[i] == 16 * n for i, n in enumerate(cases) if n)
+    assert [i for i, result in found.items() if isinstance(result, FileError)] == [
+        i for i, n in enumerate(cases) if n is None
+    ]
+    return loaded, finished
+
+
+def test_where_the_lanes_have_all_cores_a_picture_stays_in_its_lane_from_file_to_mask(predictor, monkeypatch):
+    loaded, finished = threads_of(predictor, [None, 1, 1, None, 1, 3, 1, 1], monkeypatch)
+
+    here = threading.get_ident()
+    assert all(len(threads) == 1 for threads in loaded.values())
+    assert {i for i, threads in loaded.items() if threads == [here]} == {0, 1}  # up to the first that can be read
+    assert {i: [thread] for i, thread in finished.items() if i > 1} == {i: loaded[i] for i in (2, 4, 5, 6, 7)}
+    assert here not in finished.values()
+
+
+@pytest.mark.parametrize(("first", "cores"), [(2, 2), (1, 3)])
+def test_volumes_and_where_cores_are_left_are_loaded_and_finished_beside_the_networks(
+    predictor, monkeypatch, first, cores
+):
+    loaded, finished = threads_of(predictor, [first, 1, 1, 2, 1, 1], monkeypatch, cores=cores)
+
+    assert all(len(threads) == 1 for threads in loaded.values())
+    assert {thread for threads in loaded.values() for thread in threads}.isdisjoint(finished.values())
+
+
+def test_a_picture_that_memory_does_not_suffice_for_beside_others_is_made_once_more_alone(predictor, monkeypatch):
+    network, given = predictor.ensemble.networks[0], []
+
+    def run_out_of_memory_once(module, inputs):
+        given.append(len(inputs))
+        if len(given) == 1:
+            raise MemoryError
+
+    network.register_forward_pre_hook(run_out_of_memory_once)
+    loaded, finished = threads_of(predictor, [1] * 6, monkeypatch)
+
+    assert len(given) == 7
+    assert sorted(len(threads) for threads in loaded.values()) == [1, 1, 1, 1, 1, 2]
+    assert len(finished) == 6
 
 
 def test_a_fault_that_the_user_cannot_mend_stops_all_with_its_traceback(predictor):

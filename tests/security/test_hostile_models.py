@@ -508,7 +508,6 @@ ALLOWED = {
     ("iaunet/tiffs.py", "import xml.etree.ElementTree"): (1, "see there"),
     ("iaunet/tiffs.py", "np.memmap"): (1, "numbers, read only"),
     ("iaunet/tiffs.py", "ElementTree.fromstring"): (1, "fetches nothing, and expat limits how far entities grow"),
-    ("iaunet/workers.py", "importlib.import_module"): (1, "a module of our own"),
     ("preprocessing/arrays.py", "open_memmap"): (2, "numbers, read only: it refuses objects"),
     ("preprocessing/check.py", "jinja2.Environment"): (1, "templates of our own"),
     ("inference/onnx_export.py", "jinja2.Environment"): (1, "a template of our own, for Markdown"),
