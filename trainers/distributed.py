@@ -256,6 +256,7 @@ def joined(environment: Mapping[str, str], device: str) -> Iterator[Ranks]:
             if not _is_lost_rank(error):
                 raise
             if distributed.is_torchelastic_launched():
+                atexit.register(_end_at_once, CANNOT_BE_DONE)  # the other has told why, and has ended
                 raise SystemExit(CANNOT_BE_DONE) from error
             reason = str(error).split("\n")[0]
             raise TrainingError(
