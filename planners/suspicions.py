@@ -149,7 +149,7 @@ def measure_shape(label_map: NDArray[np.bool_], grey: NDArray[np.float32]) -> Ma
         holes_per_part=_effective_number(holes) / n_parts,
         width=2.0 * float(ndimage.distance_transform_cdt(padded).max()),
         diameter=math.sqrt(filled / n_parts * 4 / math.pi),
-        relative_intensity=_relative_intensity(label_map, grey, (rows, columns)),
+        relative_intensity=_relative_intensity(label_map, grey, area),
         centre=(_centre(padded, 1, rows, len(label_map)), _centre(padded, 0, columns, len(label_map.T))),
     )
 
@@ -217,16 +217,14 @@ def _border_share(label_map: NDArray[np.bool_]) -> float:
     return float(frame.mean())
 
 
-def _relative_intensity(label_map: NDArray[np.bool_], grey: NDArray[np.float32], box: tuple[slice, slice]) -> float:
-    """As `MaskShape` has it; ``box`` holds the label."""
-    area = int(np.count_nonzero(label_map[box]))
+def _relative_intensity(label_map: NDArray[np.bool_], grey: NDArray[np.float32], area: int) -> float:
     others = label_map.size - area
-    centred = grey - np.float32(grey.mean(dtype=np.float64))
-    deviations = float(np.vdot(centred, centred))
-    if others == 0 or deviations == 0:
+    if others == 0 or grey.min() == grey.max():  # rounding gives a constant image some deviation
         return 0.0
-    inside = float(centred[box][label_map[box]].sum(dtype=np.float64))  # and all else is as much less
-    return inside * (1 / area + 1 / others) * math.sqrt(centred.size / deviations)
+    centred = grey.astype(np.float64)
+    centred -= centred.mean()
+    inside = float(centred[label_map].sum())  # and all else is as much less
+    return inside * (1 / area + 1 / others) * math.sqrt(centred.size / float(np.vdot(centred, centred)))
 
 
 def _join_slices(cases: Sequence[CaseShapes]) -> list[CaseShapes]:

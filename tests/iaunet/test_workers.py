@@ -1,4 +1,5 @@
 import concurrent.futures
+import contextlib
 import errno
 import functools
 import multiprocessing
@@ -116,6 +117,21 @@ def test_a_process_that_is_killed_before_there_is_more_work_is_told_when_there_i
     assert not multiprocessing.active_children()
 
 
+@contextlib.contextmanager
+def interrupted_by(number):
+    """Let a signal raise KeyboardInterrupt in the block, which it must."""
+
+    def stop(signum, frame):
+        raise KeyboardInterrupt
+
+    before = signal.signal(number, stop)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            yield
+    finally:
+        signal.signal(number, before)
+
+
 @needs_linux
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_what_stops_the_command_waits_until_the_process_that_forks_is_started(jobs, monkeypatch, number):
@@ -126,16 +142,9 @@ def test_what_stops_the_command_waits_until_the_process_that_forks_is_started(jo
         ensure_running()
         started.append(number)
 
-    def stop(signum, frame):
-        raise KeyboardInterrupt
-
     monkeypatch.setattr(forkserver, "ensure_running", start_amid_a_signal)
-    before = signal.signal(number, stop)
-    try:
-        with keeping_processes(), pytest.raises(KeyboardInterrupt):
-            prepare_processes(2, jobs.__name__)
-    finally:
-        signal.signal(number, before)
+    with interrupted_by(number), keeping_processes():
+        prepare_processes(2, jobs.__name__)
 
     assert started == [number]
 
@@ -150,16 +159,9 @@ def test_what_stops_the_command_waits_until_the_processes_are_started(jobs, monk
         submitted.append(submit(self, *what))
         return submitted[-1]
 
-    def stop(signum, frame):
-        raise KeyboardInterrupt
-
     monkeypatch.setattr(pool, "submit", submit_amid_a_signal)
-    before = signal.signal(number, stop)
-    try:
-        with keeping_processes(), pytest.raises(KeyboardInterrupt):
-            run_workers(jobs.square, range(20))
-    finally:
-        signal.signal(number, before)
+    with interrupted_by(number), keeping_processes():
+        run_workers(jobs.square, range(20))
 
     assert len(submitted) == 8
     assert not multiprocessing.active_children()
