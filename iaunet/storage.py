@@ -9,7 +9,9 @@ import itertools
 import json
 import os
 import threading
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,9 @@ _NOT_WRITABLE = (
     errno.ENAMETOOLONG,
 )
 _FAILING = (errno.EIO, errno.ENODEV, errno.ENXIO, errno.ESTALE, errno.ENOTCONN)
+
+_group: "ContextVar[FileGroup | None]" = ContextVar("group", default=None)
+"""Takes the files that a thread writes."""
 
 _marks: set[Path] = set()
 """Files that are there as long as the folders are in which this process works."""
@@ -95,24 +100,78 @@ def replacing(path: Path) -> Iterator[Path]:
 
     Yields:
         A temporary path in the same folder to write to. When the block ends well it is synced and renamed to
-        ``path``; when it fails it is removed and ``path`` stays as it was.
+        ``path``, or waits for that in a `FileGroup`; when it fails it is removed and ``path`` stays as it was.
 
     Raises:
         WorkspaceError: The disk is full, the folder cannot be written or the name is too long.
     """
     writer = digest([os.getpid(), threading.get_ident()])[:16]
     temporary = path.with_name(f".{_token(path.name)}-{writer}{TEMPORARY_SUFFIX}")
+    group = _group.get()
     try:
         with naming_disk_faults(path):
             make_folder(path.parent)
             yield temporary
-            with temporary.open("rb+") as file:
-                os.fsync(file.fileno())
-            temporary.replace(path)
-            sync_folder(path.parent)
-    finally:
+            if group is None:
+                _settle([(temporary, path)])
+    except BaseException:
+        _remove([temporary])
+        raise
+    if group is not None:
+        group.add(temporary, path)
+
+
+class FileGroup:
+    """Files that come to the disk, and to their names, together: several at a time cost a disk little more than one.
+
+    Threads may add files at any time; what waits is lost if the process is killed before `settle`.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: deque[tuple[Path, Path]] = deque()
+
+    @contextlib.contextmanager
+    def taking(self) -> Iterator[None]:
+        """Within the block the files that this thread writes with `replacing` wait in this group."""
+        token = _group.set(self)
+        try:
+            yield
+        finally:
+            _group.reset(token)
+
+    def add(self, temporary: Path, path: Path) -> None:
+        """Let a file that was written to a temporary path wait for its name."""
+        self._waiting.append((temporary, path))
+
+    def settle(self) -> None:
+        """Bring all that waits to the disk, and then to its names.
+
+        Raises:
+            WorkspaceError: The disk is full or fails; what has no name yet is removed.
+        """
+        files = [self._waiting.popleft() for _ in range(len(self._waiting))]
+        try:
+            if files:
+                with naming_disk_faults(files[0][1]):
+                    _settle(files)
+        except BaseException:
+            _remove(temporary for temporary, _ in files)
+            raise
+
+
+def _settle(files: Sequence[tuple[Path, Path]]) -> None:
+    """Sync temporary files, give them their names, and sync the folders of these."""
+    _sync_each([temporary for temporary, _ in files])
+    for temporary, path in files:
+        temporary.replace(path)
+    for folder in {path.parent for _, path in files}:
+        sync_folder(folder)
+
+
+def _remove(paths: Iterable[Path]) -> None:
+    for path in paths:
         with contextlib.suppress(OSError):
-            temporary.unlink()
+            path.unlink()
 
 
 def make_folder(path: Path) -> Path:
@@ -206,11 +265,15 @@ def sync_files(paths: Iterable[Path]) -> None:
     folders = set()
     waiting = iter(paths)
     while some := [*itertools.islice(waiting, SYNCED_AT_ONCE)]:
-        for _ in _syncing_threads().map(_sync_file, some):
-            pass
+        _sync_each(some)
         folders |= {path.parent for path in some}
     for folder in folders:
         sync_folder(folder)
+
+
+def _sync_each(paths: Sequence[Path]) -> None:
+    for _ in _syncing_threads().map(_sync_file, paths) if len(paths) > 1 else map(_sync_file, paths):
+        pass
 
 
 @functools.cache

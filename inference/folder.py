@@ -5,6 +5,7 @@ import itertools
 import logging
 import re
 import time
+from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -26,7 +27,7 @@ from iaunet.inference.audit import AuditLine, AuditLog, AuditSettings, appending
 from iaunet.inference.dicom_seg import read_model, write_segmentation
 from iaunet.inference.inputs import InputCase, channel_of, group_channels, list_inputs, mask_names, text
 from iaunet.inference.mosaic import Prediction
-from iaunet.inference.outcomes import Outcome, measure_mask, strips, write_outcomes
+from iaunet.inference.outcomes import MaskMeasures, Outcome, measure_mask, strips, write_outcomes
 from iaunet.inference.output import AUDIT, OVERLAYS, PROBABILITIES, RECORD, SEGMENTATIONS, TABLE, UNCERTAINTY
 from iaunet.inference.overlay import draw_stack_overlay
 from iaunet.inference.parts import Share, audit_files, claimed_whole
@@ -46,10 +47,15 @@ from iaunet.stacks import (
     series_files,
     volume_labels,
 )
-from iaunet.storage import digest, file_digest, read_json, remove_leftovers, write_json
+from iaunet.storage import FileGroup, digest, file_digest, read_json, remove_leftovers, write_json
 from iaunet.volumes import VolumeHeader, is_volume_file, write_probabilities
 
 logger = logging.getLogger(__name__)
+
+SETTLED_AT_ONCE = 8
+"""Images whose masks come to the disk together, at most those of `SETTLED_WITHIN` seconds: a lot of them."""
+
+SETTLED_WITHIN = 0.25
 
 CHANGED = "changed since it was predicted"
 
@@ -156,8 +162,10 @@ def _predict(cases: Sequence[InputCase], work: "_Work") -> Iterator[Outcome]:
     stream = predict_stream(
         work.predictor, cases, work.load, work.finish, options.probabilities, keep_uncertainty=options.uncertainty
     )
-    with contextlib.closing(stream):  # its threads end before the audit file is closed
+    with work.settling(), contextlib.closing(stream):  # its threads end before the last files are settled
         for case, result in tqdm(stream, "predict", len(cases), unit=" images", disable=None, leave=False):
+            if work.made.are_enough:
+                work.settle()
             if isinstance(result, FileError | PredictionError):
                 logger.warning("failed: %s: %s", case.name, result)
                 failed = Outcome(image=case.name, mask="", status="failed", problem=str(result))
@@ -214,6 +222,28 @@ class _Loaded:
     seconds: float = 0.0
 
 
+class _Made:
+    """Images whose files wait to be settled together, and then get their lines in the audit file."""
+
+    def __init__(self) -> None:
+        self.files = FileGroup()
+        self.outcomes: deque[tuple[InputCase, Outcome]] = deque()
+        self._settled = time.monotonic()
+
+    @property
+    def are_enough(self) -> bool:
+        """Whether waiting longer would gain little, or lose much should the process be killed."""
+        waited = time.monotonic() - self._settled
+        return bool(self.outcomes) and (len(self.outcomes) >= SETTLED_AT_ONCE or waited > SETTLED_WITHIN)
+
+    def settle(self) -> list[tuple[InputCase, Outcome]]:
+        """Give all files their names; the images whose files have them now."""
+        done = [self.outcomes.popleft() for _ in range(len(self.outcomes))]
+        self.files.settle()
+        self._settled = time.monotonic()
+        return done
+
+
 @dataclass(frozen=True)
 class _Work:
     """Loads images and writes what was predicted; called from threads."""
@@ -225,6 +255,7 @@ class _Work:
     model: str
     audit: AuditLog
     loaded: dict[InputCase, _Loaded] = field(default_factory=dict)
+    made: _Made = field(default_factory=_Made)
 
     @property
     def plan(self) -> Plan:
@@ -338,6 +369,37 @@ class _Work:
             logger.info("note       %d masks of earlier calls are not in the table of this one", there)
 
     def finish(self, case: InputCase, prediction: Prediction) -> Outcome:
+        """Write what was predicted; it gets its names, and its line in the audit file, when it is settled."""
+        loaded = self.loaded[case]
+        with self.made.files.taking():
+            measures = self._write(case, prediction)
+        loaded.seconds = time.perf_counter() - loaded.start
+        expected = self.predictor.expect_dice(prediction)
+        outcome = Outcome(
+            image=case.name,
+            mask=self.jobs[case],
+            status="done",
+            measures=measures,
+            expected_dice=expected,
+            flag=self._flag(expected, loaded.differences),
+        )
+        self.made.outcomes.append((case, outcome))
+        return outcome
+
+    def settle(self) -> None:
+        """Bring all that was made to the disk, and tell it in the audit file."""
+        for case, outcome in self.made.settle():
+            self.record(case, outcome)
+
+    @contextlib.contextmanager
+    def settling(self) -> Iterator[None]:
+        """Settle what was made when the block ends, whatever ends it."""
+        try:
+            yield
+        finally:
+            self.settle()
+
+    def _write(self, case: InputCase, prediction: Prediction) -> MaskMeasures:
         loaded = self.loaded[case]
         made_from = self._made_from(loaded.sha256)
         header = read_volume_header(case.files[0]) if is_volume(case.files[0]) else None
@@ -357,17 +419,7 @@ class _Work:
         measures = measure_mask(labels, self.plan.coding.outputs, loaded.spacing_mm)
         values = _to_values(self.plan.coding, labels)
         write_mask(self.output / self.jobs[case], values, self.plan.slicing, header, case.files, made_from)
-        loaded.seconds = time.perf_counter() - loaded.start
-        expected = self.predictor.expect_dice(prediction)
-        outcome = Outcome(
-            image=case.name,
-            mask=self.jobs[case],
-            status="done",
-            measures=measures,
-            expected_dice=expected,
-            flag=self._flag(expected, loaded.differences),
-        )
-        return self.record(case, outcome)
+        return measures
 
     def record(self, case: InputCase, outcome: Outcome) -> Outcome:
         """Add an image's line to the audit file."""
