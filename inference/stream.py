@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,11 +14,17 @@ from numpy.typing import NDArray
 
 from iaunet.errors import IaunetError, PredictionError
 from iaunet.exhaustion import MEMORY_FAULTS, is_out_of_memory
-from iaunet.inference.lanes import in_lanes
+from iaunet.inference.lanes import NotEnoughMemory, in_lanes
 from iaunet.inference.mosaic import Assembly, Prediction, RowPrediction
 from iaunet.inference.predictor import Predictor
 from iaunet.preprocessing.cases import CaseInput
 from iaunet.workers import default_workers
+
+MOST_IN_LOT = 4
+"""Items that a lane takes at a time at most."""
+
+LOT_WITHIN = 0.2
+"""Seconds that a lane may be at the items that it takes at a time: by so much longer may it work than the others."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -109,12 +116,9 @@ def predict_stream(
                 remaining, n_rows = itertools.chain([item], remaining), found
                 break
             yield item, found
-    if n_rows == 1:
-        with contextlib.closing(in_lanes(wish.predict_whole, remaining, predictor.lanes)) as outcomes:
-            yield from outcomes
-    else:
-        with contextlib.closing(wish.predict_beside(remaining)) as outcomes:
-            yield from outcomes
+    predict = wish.predict_whole if n_rows == 1 else wish.predict_beside
+    with contextlib.closing(predict(remaining)) as outcomes:
+        yield from outcomes
 
 
 def _lanes_have_all_cores(predictor: Predictor) -> bool:
@@ -143,6 +147,32 @@ class _Known(Generic[Item]):
         return case
 
 
+@dataclass(frozen=True, eq=False)
+class _Lot(Generic[Item, Result]):
+    """What came of a few items, and the seconds that it took."""
+
+    outcomes: list[tuple[Item, Result | IaunetError]]
+    seconds: float
+
+
+class _Together:
+    """How many items a lane takes at a time: a few of those that take little, for what is done beside the network is
+    slow the first time after it, which has driven all else from the caches."""
+
+    def __init__(self) -> None:
+        self._n = 1
+
+    def lots(self, items: Iterable[Item]) -> Iterator[list[Item]]:
+        """The items, as many at a time as was learnt till then."""
+        remaining = iter(items)
+        while lot := list(itertools.islice(remaining, self._n)):
+            yield lot
+
+    def learn(self, seconds: float) -> None:
+        """Take as many at a time as can be done within `LOT_WITHIN`, if each takes so long."""
+        self._n = max(1, min(MOST_IN_LOT, int(LOT_WITHIN / seconds)))
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class _Wish(Generic[Item, Result]):
     """What `predict_stream` is asked for."""
@@ -155,24 +185,52 @@ class _Wish(Generic[Item, Result]):
     keep_uncertainty: bool
     measure: bool
 
-    def predict_whole(self, item: Item) -> tuple[Item, Result | IaunetError]:
-        """All that is done with an item, in one thread, which keeps one core busy from its file to its mask.
+    def predict_whole(self, items: Iterable[Item]) -> Generator[tuple[Item, Result | IaunetError], None, None]:
+        """Predict items each in one thread, which keeps one core busy from its file to its mask."""
+        together = _Together()
+        with contextlib.closing(in_lanes(self._predict_lot, together.lots(items), self.predictor.lanes)) as lots:
+            for lot in lots:
+                together.learn(lot.seconds / len(lot.outcomes))
+                yield from lot.outcomes
+
+    def _predict_lot(self, items: Sequence[Item]) -> "_Lot[Item, Result]":
+        """All that is done with a few items in this thread: files of all, then networks, then masks of all.
 
         Raises:
             NotEnoughMemory: For a row of the network.
         """
-        case = _attempt(self.load, item)
-        if isinstance(case, IaunetError):
-            return item, case
+        start = time.perf_counter()
+        under_way = [(item, self._stages(item)) for item in items]
+        outcomes: list[tuple[Item, Result | IaunetError]] = []
+        while under_way:
+            unfinished = []
+            for item, stages in under_way:
+                outcome = _attempt(_advance, stages)
+                if isinstance(outcome, NotEnoughMemory):
+                    raise outcome
+                if outcome is None:
+                    unfinished.append((item, stages))
+                else:
+                    outcomes.append((item, outcome))
+            under_way = unfinished
+        return _Lot(outcomes, time.perf_counter() - start)
+
+    def _stages(self, item: Item) -> Generator[None, None, Result]:
+        """All that is done with an item, with a halt before its networks and one after them."""
+        case = self.load(item)
+        row = case.make(0)
+        yield
         assembly = self.assemble(case)
-        for number in range(len(case.places)):
-            row = _attempt(case.make, number)
-            if isinstance(row, IaunetError):
-                return item, row
-            fault = _attempt(self.add, item, assembly, self.predictor.predict_batch(row[None], *self.told))
-            if fault is not None:
-                return item, fault
-        return item, _attempt(self.conclude, item, assembly)
+        for number in range(1, len(case.places)):
+            self.add(item, assembly, self._predict_row(row))
+            row = case.make(number)
+        said = self._predict_row(row)
+        yield
+        self.add(item, assembly, said)
+        return self.conclude(item, assembly)
+
+    def _predict_row(self, row: NDArray[np.float32]) -> list[RowPrediction]:
+        return self.predictor.predict_batch(row[None], *self.told)
 
     def predict_beside(self, items: Iterable[Item]) -> Generator[tuple[Item, Result | IaunetError], None, None]:
         """Predict items, decoded and encoded beside the networks, in threads of their own."""
@@ -325,6 +383,16 @@ def _attempt(function: Callable[..., Result], *arguments: object) -> Result | Ia
         if not is_out_of_memory(fault):
             raise
         return PredictionError("memory ran out for this image: close other programs and run the same command again")
+
+
+def _advance(stages: Generator[None, None, Result]) -> Result | None:
+    """Go on to the next halt; what came of it, or None when there is more to do."""
+    try:
+        next(stages)
+    except StopIteration as end:
+        result: Result = end.value
+        return result
+    return None
 
 
 def _raise_faults(parts: Iterable[Future[Any]]) -> None:
