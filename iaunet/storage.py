@@ -200,8 +200,10 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write plain values as indented JSON, see `replacing`."""
-    write_text(path, json.dumps(value, ensure_ascii=False, allow_nan=False, indent=1) + "\n")
+    """Write plain values as indented JSON, see `replacing`; its text, which may be long, is never held as a whole."""
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
+        json.dump(value, file, ensure_ascii=False, allow_nan=False, indent=1)
+        file.write("\n")
 
 
 def read_json(path: Path, error: type[IaunetError], mend: str) -> Any:
