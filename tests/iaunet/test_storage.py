@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 
 from iaunet.errors import PlanError, WorkspaceError
 from iaunet.storage import (
+    TEMPORARY_SUFFIX,
+    FileGroup,
     digest,
     file_digest,
     make_folder,
@@ -173,6 +175,64 @@ def test_a_full_disk_is_named_and_leaves_nothing(tmp_path):
 
     assert f"WorkspaceError: no space left for {tmp_path / 'weights'}: free some space" in done.stderr
     assert files_of(tmp_path) == []
+
+
+def test_files_of_a_group_take_their_names_together_once_all_are_on_the_disk(tmp_path, monkeypatch):
+    told = []
+    fsync, replace = os.fsync, Path.replace
+    monkeypatch.setattr(os, "fsync", lambda file: (told.append("sync"), fsync(file)))
+    monkeypatch.setattr(Path, "replace", lambda path, to: (told.append(to.name), replace(path, to)))
+    group, folders = FileGroup(), [tmp_path / "x", tmp_path / "y"]
+
+    with group.taking():
+        write_text(folders[0] / "a", "first")
+        write_text(folders[1] / "b", "second")
+        write_text(folders[0] / "a2", "third")
+    write_text(tmp_path / "c", "at once")
+    assert told == ["sync", "c", "sync"]
+    assert files_of(tmp_path) == ["c", "x", "y"]
+    assert {name[-len(TEMPORARY_SUFFIX) :] for folder in folders for name in files_of(folder)} == {TEMPORARY_SUFFIX}
+
+    told.clear()
+    group.settle()
+    assert told == ["sync"] * 3 + ["a", "b", "a2"] + ["sync"] * 2
+    assert [files_of(folder) for folder in folders] == [["a", "a2"], ["b"]]
+    assert (folders[0] / "a2").read_text() == "third"
+    group.settle()
+    assert len(told) == 8
+
+
+def test_a_group_takes_no_files_of_other_threads_nor_those_that_fail(tmp_path):
+    group = FileGroup()
+    with group.taking(), ThreadPoolExecutor(1) as pool:
+        pool.submit(write_text, tmp_path / "b", "another thread").result()
+        with pytest.raises(ZeroDivisionError), replacing(tmp_path / "a") as temporary:
+            temporary.touch()
+            raise ZeroDivisionError
+        assert files_of(tmp_path) == ["b"]
+
+    group.settle()
+    assert files_of(tmp_path) == ["b"]
+
+
+def test_what_a_disk_has_no_room_for_is_removed_and_what_has_its_name_stays(tmp_path, monkeypatch):
+    group = FileGroup()
+    with group.taking():
+        for name in "abc":
+            write_text(tmp_path / name, name)
+    replace = Path.replace
+
+    def refuse(path, to):
+        if to.name == "b":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return replace(path, to)
+
+    monkeypatch.setattr(Path, "replace", refuse)
+    with pytest.raises(WorkspaceError, match="no space left for"):
+        group.settle()
+
+    assert files_of(tmp_path) == ["a"]
+    group.settle()  # nothing waits any more
 
 
 def test_other_faults_of_the_system_keep_their_type(tmp_path):

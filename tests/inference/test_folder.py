@@ -1,5 +1,6 @@
 import csv
 import dataclasses
+import itertools
 import json
 import os
 import shutil
@@ -17,6 +18,8 @@ from iaunet.dataset import MaskCoding
 from iaunet.discovery import natural_order
 from iaunet.errors import DatasetError, PredictionError, WorkspaceError
 from iaunet.files import read_image, read_mask
+from iaunet.inference import folder
+from iaunet.inference.audit import AuditLog, read_audit
 from iaunet.inference.expected_dice import DiceModel, ExpectedDice
 from iaunet.inference.folder import FolderOptions, predict_folder
 from iaunet.inference.inputs import group_channels, list_inputs, mask_names
@@ -28,7 +31,7 @@ from iaunet.planners.familiar import Familiar
 from iaunet.planners.plan import InferencePlan
 from iaunet.preprocessing.cases import prepare_case
 from iaunet.stacks import Stack, read_stack
-from iaunet.storage import file_digest
+from iaunet.storage import FileGroup, file_digest
 from iaunet.workspace import DatasetFolder, locked
 
 
@@ -333,6 +336,60 @@ def test_a_full_disk_is_named_and_leaves_whole_masks_only(predict, output, image
     for path in output.rglob("*.png"):
         Image.open(path).load()
     assert set(statuses(predict(overlay=True)).values()) <= {"done", "kept"}
+
+
+def test_masks_are_on_the_disk_before_the_audit_file_says_so_several_at_a_time(predict, images, output, monkeypatch):
+    for i in range(20):
+        shutil.copyfile(images / "case_00.png", images / f"more_{i:02d}.png")
+    told, settle, add = [], FileGroup.settle, AuditLog.add
+    monkeypatch.setattr(FileGroup, "settle", lambda group: (told.append([]), settle(group)))
+
+    def add_line(log, line):
+        assert file_digest(output / line.mask) == line.output_sha256
+        told[-1].append(line.image)
+        add(log, line)
+
+    monkeypatch.setattr(AuditLog, "add", add_line)
+    monkeypatch.setattr(folder, "SETTLED_WITHIN", 1e9)
+    outcomes = predict()
+
+    assert set(statuses(outcomes).values()) == {"done"}
+    assert sorted(itertools.chain(*told)) == sorted(outcomes)
+    assert all(len(images) >= folder.SETTLED_AT_ONCE for images in told[:-1])
+    assert 1 < len(told) <= 4
+
+
+def test_masks_that_take_long_are_not_kept_waiting_for_others(predict, monkeypatch):
+    settled, settle = [], FileGroup.settle
+    monkeypatch.setattr(FileGroup, "settle", lambda group: (settled.append(0), settle(group)))
+    monkeypatch.setattr(folder, "SETTLED_WITHIN", -1.0)
+    predict()
+
+    assert len(settled) > 2
+
+
+@pytest.mark.parametrize("end", [KeyboardInterrupt, WorkspaceError("no space left")])
+def test_what_was_made_before_an_end_is_kept_whole_and_told(predict, output, monkeypatch, end):
+    draw = folder.draw_stack_overlay
+    drawn = []
+
+    def interrupt(*arguments):
+        drawn.append(0)
+        if len(drawn) == 4:
+            raise end
+        return draw(*arguments)
+
+    monkeypatch.setattr(folder, "draw_stack_overlay", interrupt)
+    with pytest.raises(type(end) if isinstance(end, Exception) else end):
+        predict(overlay=True)
+
+    monkeypatch.setattr(folder, "draw_stack_overlay", draw)
+    assert not list(output.rglob("*tmp"))
+    there = {path.name for path in output.glob("*.png")}
+    assert len(there) >= 3
+    assert {values["mask"] for values in read_audit(output / "audit.jsonl")} == there
+    again = statuses(predict(overlay=True))
+    assert {image for image, status in again.items() if status == "kept"} == there
 
 
 # Names --------------------------------------------------------------------------------------------------------------

@@ -1,3 +1,4 @@
+import itertools
 import threading
 import time
 from collections import defaultdict
@@ -263,6 +264,46 @@ def test_where_the_lanes_have_all_cores_a_picture_stays_in_its_lane_from_file_to
     assert {i for i, threads in loaded.items() if threads == [here]} == {0, 1}  # up to the first that can be read
     assert {i: [thread] for i, thread in finished.items() if i > 1} == {i: loaded[i] for i in (2, 4, 5, 6, 7)}
     assert here not in finished.values()
+
+
+def test_a_lane_does_a_few_pictures_at_a_time_step_by_step_unless_they_take_long(predictor, monkeypatch):
+    told, lock = defaultdict(list), threading.Lock()
+
+    def tell(step, number):
+        with lock:
+            told[threading.get_ident()].append((step, number))
+
+    def load(number):
+        if number == 20:
+            raise FileError("is damaged", "copy it again")
+        tell("load", number)
+        return case_of([1.0])
+
+    def watch(number, row):
+        tell("add", number)
+
+    def finish(number, prediction):
+        tell("finish", number)
+        return number
+
+    def lots(within):
+        told.clear()
+        monkeypatch.setattr(streams, "LOT_WITHIN", within)
+        found = dict(predict_stream(predictor, range(40), load, finish, watch=watch))
+        assert isinstance(found.pop(20), FileError)
+        assert found == {i: i for i in range(40) if i != 20}
+        runs = [run for steps in told.values() for run in runs_of(steps)]
+        return [[number for _, number in run] for kind, run in runs if kind == "load"]
+
+    def runs_of(steps):
+        return [(kind, [*run]) for kind, run in itertools.groupby(steps, lambda each: each[0])]
+
+    monkeypatch.setattr(streams, "default_workers", lambda: 2)
+    monkeypatch.setattr(Predictor, "lanes", 2)
+    together = lots(1e6)
+    assert max(map(len, together)) == streams.MOST_IN_LOT
+    assert [0] in together  # the first, before it is known how long one takes
+    assert max(map(len, lots(0.0))) == 1
 
 
 @pytest.mark.parametrize(("first", "cores"), [(2, 2), (1, 3)])
