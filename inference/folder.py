@@ -543,6 +543,8 @@ def _to_values(coding: MaskCoding, labels: NDArray[np.uint8]) -> NDArray[np.inte
     """The values of labels [S, H, W], where they fit in the place of these: a large mask is not held twice."""
     if max(coding.written) > np.iinfo(np.uint8).max:
         return coding.decode(labels)
+    if len(coding.written) == 1:
+        return np.multiply(labels, coding.written[0], out=labels)
     every = np.arange(1 + len(coding.written), dtype=np.uint8)
     table = coding.decode(every).astype(np.uint8).tobytes().ljust(256, b"\0")
     for strip in strips(labels):

@@ -75,10 +75,8 @@ class Familiar:
         if any(not low <= side <= high for low, side, high in zip(self.smallest, size, self.largest, strict=True)):
             there = " to ".join(dict.fromkeys(f"{height} x {width}" for height, width in (self.smallest, self.largest)))
             yield f"size {size[0]} x {size[1]}, trained on {there}"
-        for number, (channel, (low, high)) in enumerate(
-            zip(to_channels(stack.pixels, self.channels), self.means, strict=True)
-        ):
-            mean = float(channel.mean(dtype=np.float64))
+        means = to_channels(stack.pixels, self.channels).mean(axis=(1, 2, 3), dtype=np.float64).tolist()
+        for number, (mean, (low, high)) in enumerate(zip(means, self.means, strict=True)):
             slack = ROUNDING * max(abs(low), abs(high))
             if not low - slack <= mean <= high + slack:
                 which = f" of channel {number + 1}" if self.channels > 1 else ""
