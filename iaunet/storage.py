@@ -122,7 +122,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 class FileGroup:
-    """Files that come to the disk, and to their names, together: several at a time cost a disk little more than one.
+    """Files that come to the disk, and to their names, together, by whoever settles them: who writes does not wait.
 
     Threads may add files at any time; what waits is lost if the process is killed before `settle`.
     """
@@ -161,7 +161,8 @@ class FileGroup:
 
 def _settle(files: Sequence[tuple[Path, Path]]) -> None:
     """Sync temporary files, give them their names, and sync the folders of these."""
-    _sync_each([temporary for temporary, _ in files])
+    for temporary, _ in files:
+        _sync_file(temporary)
     for temporary, path in files:
         temporary.replace(path)
     for folder in {path.parent for _, path in files}:
@@ -267,15 +268,11 @@ def sync_files(paths: Iterable[Path]) -> None:
     folders = set()
     waiting = iter(paths)
     while some := [*itertools.islice(waiting, SYNCED_AT_ONCE)]:
-        _sync_each(some)
+        for _ in _syncing_threads().map(_sync_file, some):
+            pass
         folders |= {path.parent for path in some}
     for folder in folders:
         sync_folder(folder)
-
-
-def _sync_each(paths: Sequence[Path]) -> None:
-    for _ in _syncing_threads().map(_sync_file, paths) if len(paths) > 1 else map(_sync_file, paths):
-        pass
 
 
 @functools.cache

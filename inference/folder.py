@@ -54,9 +54,10 @@ from iaunet.volumes import VolumeHeader, is_volume_file, write_probabilities
 logger = logging.getLogger(__name__)
 
 SETTLED_AT_ONCE = 8
-"""Images whose masks come to the disk together, at most those of `SETTLED_WITHIN` seconds: a lot of them."""
+"""Images whose files come to the disk together at most."""
 
 SETTLED_WITHIN = 0.25
+"""Seconds that the first of them waits at most, and what a killed process has to do again."""
 
 CHANGED = "changed since it was predicted"
 

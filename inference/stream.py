@@ -14,17 +14,11 @@ from numpy.typing import NDArray
 
 from iaunet.errors import IaunetError, PredictionError
 from iaunet.exhaustion import MEMORY_FAULTS, is_out_of_memory
-from iaunet.inference.lanes import NotEnoughMemory, in_lanes
+from iaunet.inference.lanes import in_lanes
 from iaunet.inference.mosaic import Assembly, Prediction, RowPrediction
 from iaunet.inference.predictor import Predictor
 from iaunet.preprocessing.cases import CaseInput
 from iaunet.workers import default_workers
-
-MOST_IN_LOT = 4
-"""Items that a lane takes at a time at most."""
-
-LOT_WITHIN = 0.2
-"""Seconds that a lane may be at the items that it takes at a time: by so much longer may it work than the others."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -38,6 +32,12 @@ ROWS_AHEAD = 64
 
 BATCHES_BEHIND = 2
 """Batches that are encoded behind each lane of the network at most."""
+
+MOST_IN_LOT = 4
+"""Items that a lane takes at a time at most."""
+
+LOT_WITHIN = 0.2
+"""Seconds that a lane may be at the items that it takes at a time: by so much longer may it work than the others."""
 
 
 @dataclass(eq=False)
@@ -147,32 +147,6 @@ class _Known(Generic[Item]):
         return case
 
 
-@dataclass(frozen=True, eq=False)
-class _Lot(Generic[Item, Result]):
-    """What came of a few items, and the seconds that it took."""
-
-    outcomes: list[tuple[Item, Result | IaunetError]]
-    seconds: float
-
-
-class _Together:
-    """How many items a lane takes at a time: a few of those that take little, for what is done beside the network is
-    slow the first time after it, which has driven all else from the caches."""
-
-    def __init__(self) -> None:
-        self._n = 1
-
-    def lots(self, items: Iterable[Item]) -> Iterator[list[Item]]:
-        """The items, as many at a time as was learnt till then."""
-        remaining = iter(items)
-        while lot := list(itertools.islice(remaining, self._n)):
-            yield lot
-
-    def learn(self, seconds: float) -> None:
-        """Take as many at a time as can be done within `LOT_WITHIN`, if each takes so long."""
-        self._n = max(1, min(MOST_IN_LOT, int(LOT_WITHIN / seconds)))
-
-
 @dataclass(frozen=True, eq=False, kw_only=True)
 class _Wish(Generic[Item, Result]):
     """What `predict_stream` is asked for."""
@@ -187,50 +161,26 @@ class _Wish(Generic[Item, Result]):
 
     def predict_whole(self, items: Iterable[Item]) -> Generator[tuple[Item, Result | IaunetError], None, None]:
         """Predict items each in one thread, which keeps one core busy from its file to its mask."""
-        together = _Together()
-        with contextlib.closing(in_lanes(self._predict_lot, together.lots(items), self.predictor.lanes)) as lots:
-            for lot in lots:
-                together.learn(lot.seconds / len(lot.outcomes))
+        at_a_time = 1
+
+        def lots() -> Iterator[_Lot[Item, Result]]:
+            remaining = iter(items)
+            while some := list(itertools.islice(remaining, at_a_time)):
+                yield _Lot(self, some)
+
+        with contextlib.closing(in_lanes(_Lot[Item, Result].finish, lots(), self.predictor.lanes)) as finished:
+            for lot in finished:
                 yield from lot.outcomes
+                at_a_time = max(1, min(MOST_IN_LOT, int(LOT_WITHIN / lot.seconds_an_item)))
 
-    def _predict_lot(self, items: Sequence[Item]) -> "_Lot[Item, Result]":
-        """All that is done with a few items in this thread: files of all, then networks, then masks of all.
-
-        Raises:
-            NotEnoughMemory: For a row of the network.
-        """
-        start = time.perf_counter()
-        under_way = [(item, self._stages(item)) for item in items]
-        outcomes: list[tuple[Item, Result | IaunetError]] = []
-        while under_way:
-            unfinished = []
-            for item, stages in under_way:
-                outcome = _attempt(_advance, stages)
-                if isinstance(outcome, NotEnoughMemory):
-                    raise outcome
-                if outcome is None:
-                    unfinished.append((item, stages))
-                else:
-                    outcomes.append((item, outcome))
-            under_way = unfinished
-        return _Lot(outcomes, time.perf_counter() - start)
-
-    def _stages(self, item: Item) -> Generator[None, None, Result]:
-        """All that is done with an item, with a halt before its networks and one after them."""
+    def steps(self, item: Item) -> Generator[NDArray[np.float32], list[RowPrediction], Result]:
+        """All that is done with an item but for the networks: yields its rows, is sent what they say of each."""
         case = self.load(item)
-        row = case.make(0)
-        yield
         assembly = self.assemble(case)
-        for number in range(1, len(case.places)):
-            self.add(item, assembly, self._predict_row(row))
-            row = case.make(number)
-        said = self._predict_row(row)
-        yield
-        self.add(item, assembly, said)
+        for number in range(len(case.places)):
+            said = yield case.make(number)
+            self.add(item, assembly, said)
         return self.conclude(item, assembly)
-
-    def _predict_row(self, row: NDArray[np.float32]) -> list[RowPrediction]:
-        return self.predictor.predict_batch(row[None], *self.told)
 
     def predict_beside(self, items: Iterable[Item]) -> Generator[tuple[Item, Result | IaunetError], None, None]:
         """Predict items, decoded and encoded beside the networks, in threads of their own."""
@@ -275,6 +225,58 @@ class _Wish(Generic[Item, Result]):
     def conclude(self, item: Item, assembly: Assembly) -> Result:
         """What comes of an item whose rows were all added."""
         return self.finish(item, assembly.prediction)
+
+
+@dataclass(eq=False)
+class _Whole(Generic[Item, Result]):
+    """An item in a lane: the ``row`` that it has come to, None before the first, and what the networks ``said`` of it,
+    None until they have."""
+
+    item: Item
+    steps: Generator[NDArray[np.float32], list[RowPrediction], Result]
+    row: NDArray[np.float32] | None = None
+    said: list[RowPrediction] | None = None
+
+
+class _Lot(Generic[Item, Result]):
+    """A few items that a lane does at a time: the files of all, the networks, then the masks of all.
+
+    What is done beside a network is slow the first time after it, which has driven all else from the caches.
+    """
+
+    def __init__(self, wish: _Wish[Item, Result], items: Sequence[Item]) -> None:
+        self.outcomes: list[tuple[Item, Result | IaunetError]] = []
+        self.seconds_an_item = 0.0
+        self._wish = wish
+        self._under_way = [_Whole(item, wish.steps(item)) for item in items]
+
+    def finish(self) -> "_Lot[Item, Result]":
+        """Do all that is to be done.
+
+        Raises:
+            NotEnoughMemory: For a row of the network; called again, this goes on there.
+        """
+        start, n = time.perf_counter(), len(self._under_way)
+        while self._under_way:
+            for each in self._under_way:
+                if each.row is not None and each.said is None:
+                    each.said = self._wish.predictor.predict_batch(each.row[None], *self._wish.told)
+            self._under_way = [each for each in self._under_way if self._has_come_to_a_row(each)]
+        self.seconds_an_item = (time.perf_counter() - start) / n
+        return self
+
+    def _has_come_to_a_row(self, each: _Whole[Item, Result]) -> bool:
+        """Go on with an item as far as the next row, if there is one."""
+        try:
+            row = _attempt(next, each.steps) if each.said is None else _attempt(each.steps.send, each.said)
+        except StopIteration as end:
+            self.outcomes.append((each.item, end.value))
+            return False
+        if isinstance(row, IaunetError):
+            self.outcomes.append((each.item, row))
+            return False
+        each.row, each.said = row, None
+        return True
 
 
 @dataclass(eq=False, kw_only=True)
@@ -383,16 +385,6 @@ def _attempt(function: Callable[..., Result], *arguments: object) -> Result | Ia
         if not is_out_of_memory(fault):
             raise
         return PredictionError("memory ran out for this image: close other programs and run the same command again")
-
-
-def _advance(stages: Generator[None, None, Result]) -> Result | None:
-    """Go on to the next halt; what came of it, or None when there is more to do."""
-    try:
-        next(stages)
-    except StopIteration as end:
-        result: Result = end.value
-        return result
-    return None
 
 
 def _raise_faults(parts: Iterable[Future[Any]]) -> None:

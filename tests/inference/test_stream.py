@@ -316,7 +316,7 @@ def test_volumes_and_where_cores_are_left_are_loaded_and_finished_beside_the_net
     assert {thread for threads in loaded.values() for thread in threads}.isdisjoint(finished.values())
 
 
-def test_a_picture_that_memory_does_not_suffice_for_beside_others_is_made_once_more_alone(predictor, monkeypatch):
+def test_a_picture_that_memory_does_not_suffice_for_beside_others_is_predicted_once_more_alone(predictor, monkeypatch):
     network, given = predictor.ensemble.networks[0], []
 
     def run_out_of_memory_once(module, inputs):
@@ -328,8 +328,36 @@ def test_a_picture_that_memory_does_not_suffice_for_beside_others_is_made_once_m
     loaded, finished = threads_of(predictor, [1] * 6, monkeypatch)
 
     assert len(given) == 7
-    assert sorted(len(threads) for threads in loaded.values()) == [1, 1, 1, 1, 1, 2]
+    assert all(len(threads) == 1 for threads in loaded.values())
     assert len(finished) == 6
+
+
+@pytest.mark.parametrize("at", [1, 3, 5, 8])
+def test_where_memory_ran_out_a_lane_goes_on_and_does_nothing_twice(predictor, monkeypatch, at):
+    """Whichever row of whichever case it is."""
+    rows, given, seen = [1, 3, 1, 2, 1, 4], [], []
+    network = predictor.ensemble.networks[0]
+
+    def run_out_of_memory_once(module, inputs):
+        given.append(len(inputs))
+        if len(given) == at:
+            raise MemoryError
+
+    network.register_forward_pre_hook(run_out_of_memory_once)
+    monkeypatch.setattr(streams, "default_workers", lambda: 1)
+    monkeypatch.setattr(streams, "LOT_WITHIN", 1e9)
+    monkeypatch.setattr(Predictor, "lanes", 1)
+    stream = predict_stream(
+        predictor,
+        range(len(rows)),
+        lambda i: case_of([1.0 + i] * rows[i]),
+        lambda i, prediction: int(prediction.labels.sum()),
+        watch=lambda i, row: seen.append(i),
+    )
+
+    assert dict(stream) == {i: 16 * n for i, n in enumerate(rows)}
+    assert len(given) == sum(rows) + 1
+    assert sorted(seen) == sorted(i for i, n in enumerate(rows) for _ in range(n))
 
 
 def test_a_fault_that_the_user_cannot_mend_stops_all_with_its_traceback(predictor):
