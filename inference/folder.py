@@ -54,10 +54,10 @@ from iaunet.volumes import VolumeHeader, is_volume_file, write_probabilities
 logger = logging.getLogger(__name__)
 
 SETTLED_AT_ONCE = 8
-"""Images whose files come to the disk together at most."""
+"""Images that wait when their files are brought to the disk together."""
 
 SETTLED_WITHIN = 0.25
-"""Seconds that the first of them waits at most, and what a killed process has to do again."""
+"""Seconds after which fewer are as well, as soon as another image is done: a killed process makes again what waits."""
 
 CHANGED = "changed since it was predicted"
 
