@@ -59,7 +59,8 @@ def _predict(work: Path, scale: float, normalised_by_case: bool) -> dict[str, fl
     import torch
 
     from iaunet.dataset import MaskCoding
-    from iaunet.inference.folder import FolderOptions, predict_folder
+    from iaunet.inference.folder import predict_folder
+    from iaunet.inference.output import FolderOptions
     from iaunet.inference.predictor import Predictor
     from iaunet.planners.plan import InferencePlan, NetworkPlan, Normalisation, Plan, build_planned_network
     from iaunet.planners.recipes import find_recipe

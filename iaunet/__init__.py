@@ -10,10 +10,10 @@ if TYPE_CHECKING:
     from iaunet.errors import IaunetError as IaunetError
     from iaunet.inference.evaluation import evaluate_folders as evaluate
     from iaunet.inference.find_best import find_best as find_best
-    from iaunet.inference.folder import FolderOptions as FolderOptions
     from iaunet.inference.folder import predict_folder as predict
     from iaunet.inference.model_export import export_model as export_model
     from iaunet.inference.model_import import import_model as import_model
+    from iaunet.inference.output import FolderOptions as FolderOptions
     from iaunet.inference.predictor import Predictor as Predictor
     from iaunet.planners.fingerprint import fingerprint_dataset as fingerprint_dataset
     from iaunet.planners.planner import plan_dataset as plan
@@ -55,7 +55,7 @@ STAGES = {
     "find_best": "iaunet.inference.find_best:find_best",
     "Predictor": "iaunet.inference.predictor:Predictor",
     "predict": "iaunet.inference.folder:predict_folder",
-    "FolderOptions": "iaunet.inference.folder:FolderOptions",
+    "FolderOptions": "iaunet.inference.output:FolderOptions",
     "evaluate": "iaunet.inference.evaluation:evaluate_folders",
     "export_model": "iaunet.inference.model_export:export_model",
     "import_model": "iaunet.inference.model_import:import_model",

@@ -3,77 +3,38 @@
 import contextlib
 import itertools
 import logging
-import re
 import time
-from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from tqdm import tqdm
 
-from iaunet.dataset import MaskCoding, Slicing
-from iaunet.dicom import is_dicom_file
 from iaunet.discovery import natural_order, require_text
 from iaunet.engines.parts import Part
 from iaunet.errors import DatasetError, FileError, IaunetError, PredictionError
-from iaunet.files import write_png
 from iaunet.inference.audit import AuditLine, AuditLog, AuditSettings, appending, audit_line, audit_time, read_audit
-from iaunet.inference.dicom_seg import read_model, write_segmentation
 from iaunet.inference.inputs import InputCase, channel_of, group_channels, list_inputs, mask_names, text
+from iaunet.inference.mask_files import MaskFiles
 from iaunet.inference.mosaic import Prediction
-from iaunet.inference.outcomes import MaskMeasures, Outcome, measure_mask, strips, write_outcomes
-from iaunet.inference.output import AUDIT, OVERLAYS, PROBABILITIES, RECORD, SEGMENTATIONS, TABLE, UNCERTAINTY
-from iaunet.inference.overlay import draw_stack_overlay
+from iaunet.inference.outcomes import Outcome, write_outcomes
+from iaunet.inference.output import AUDIT, RECORD, TABLE, FolderOptions
 from iaunet.inference.parts import Share, audit_files, claimed_whole
 from iaunet.inference.predictor import Predictor
+from iaunet.inference.settling import Settler
 from iaunet.inference.stream import predict_stream
-from iaunet.masks import image_stem, mask_ending, path_ending, read_made_from, write_mask
+from iaunet.masks import mask_ending
 from iaunet.planners.plan import Plan
 from iaunet.preprocessing.cases import CaseInput, prepare_case
-from iaunet.stacks import (
-    Spacing,
-    Stack,
-    hash_files,
-    is_volume,
-    read_mask_stack,
-    read_stack,
-    read_volume_header,
-    series_files,
-    volume_labels,
-)
-from iaunet.storage import FileGroup, digest, file_digest, read_json, remove_leftovers, write_json
-from iaunet.volumes import VolumeHeader, is_volume_file, write_probabilities
+from iaunet.stacks import Spacing, Stack, hash_files, read_stack
+from iaunet.storage import digest, file_digest, read_json, remove_leftovers, write_json
 
 logger = logging.getLogger(__name__)
 
-SETTLED_AT_ONCE = 8
-"""Images that wait when their files are brought to the disk together."""
-
-SETTLED_WITHIN = 0.25
-"""Seconds after which fewer are as well, as soon as another image is done: a killed process makes again what waits."""
-
 CHANGED = "changed since it was predicted"
-
-
-@dataclass(frozen=True, kw_only=True)
-class FolderOptions:
-    """``overlay``, ``probabilities``, ``uncertainty`` and ``dicom_seg`` write further files, the last for DICOM input;
-    ``overwrite`` replaces masks of another model and makes those of this one again, but for those made since
-    ``made_since``, see `iaunet.inference.audit.audit_time`: what a killed process had done is not done twice."""
-
-    overlay: bool = False
-    probabilities: bool = False
-    uncertainty: bool = False
-    dicom_seg: bool = False
-    overwrite: bool = False
-    made_since: str | None = None
 
 
 def predict_folder(
@@ -118,14 +79,14 @@ def predict_cases(
     if options.uncertainty and len(predictor.members) * len(predictor.flips) < 2:
         raise PredictionError("one network without mirroring cannot disagree: leave out --uncertainty, or use more")
     names = mask_names(cases, [mask_ending(case.files[0], predictor.plan.slicing) for case in cases])
-    jobs = dict(zip(cases, names, strict=True))
     model = predictor.describe()
+    files = MaskFiles(output, dict(zip(cases, names, strict=True)), predictor.plan, options, digest(model))
     claim = partial(_claim, output, model, names, options.overwrite)
     labels = predictor.plan.labels
     if part is None:
         with claimed_whole(output, claim), appending(output / AUDIT) as audit:
-            work = _Work(predictor, output, jobs, options, digest(model), audit)
-            for folder in work.folders:
+            work = _Work(predictor, files, audit)
+            for folder in files.folders:
                 remove_leftovers(folder)
             outcomes = _predict_own(work, cases)
             write_outcomes(output / TABLE, outcomes, labels)
@@ -133,10 +94,10 @@ def predict_cases(
     images = [[case.name, *map(_version_of, case.files)] for case in cases]
     share = Share(output, part, digest([model, predictor.flags_digest, names, images]))
     with share.claimed(claim), appending(share.folder / AUDIT) as audit:
-        work = _Work(predictor, output, jobs, options, digest(model), audit)
+        work = _Work(predictor, files, audit)
         outcomes = _predict_own(work, part.of(cases))
         share.write(outcomes, labels)
-    if share.unite(labels, work.folders):
+    if share.unite(labels, files.folders):
         logger.info("table      all %d parts are there: %s", part.count, output / TABLE)
     return outcomes
 
@@ -144,7 +105,8 @@ def predict_cases(
 def _predict_own(work: "_Work", cases: Sequence[InputCase]) -> list[Outcome]:
     """What comes of each of the cases that this process is to predict, by name; masks that are there are kept."""
     earlier = work.read_earlier(cases)
-    anew = work.options.overwrite and work.options.made_since is None
+    options = work.files.options
+    anew = options.overwrite and options.made_since is None
     outcomes: list[Outcome] = []
     waiting: list[InputCase] = []
     for case in tqdm(cases, "look for masks", unit=" images", disable=None, leave=False):
@@ -160,11 +122,11 @@ def _predict_own(work: "_Work", cases: Sequence[InputCase]) -> list[Outcome]:
 
 def _predict(cases: Sequence[InputCase], work: "_Work") -> Iterator[Outcome]:
     """What comes of each case; one that cannot be read fails, and the rest goes on."""
-    options = work.options
+    options = work.files.options
     stream = predict_stream(
         work.predictor, cases, work.load, work.finish, options.probabilities, keep_uncertainty=options.uncertainty
     )
-    with work.settling() as settle_some, contextlib.closing(stream):  # its threads end before the last is settled
+    with work.settler.beside() as settle_some, contextlib.closing(stream):  # its threads end before all is settled
         for case, result in tqdm(stream, "predict", len(cases), unit=" images", disable=None, leave=False):
             settle_some()
             if isinstance(result, FileError | PredictionError):
@@ -223,40 +185,15 @@ class _Loaded:
     seconds: float = 0.0
 
 
-class _Made:
-    """Images whose files wait to be settled together, and then get their lines in the audit file."""
-
-    def __init__(self) -> None:
-        self.files = FileGroup()
-        self.outcomes: deque[tuple[InputCase, Outcome]] = deque()
-        self._settled = time.monotonic()
-
-    @property
-    def are_enough(self) -> bool:
-        """Whether waiting longer would gain little, or lose much should the process be killed."""
-        waited = time.monotonic() - self._settled
-        return bool(self.outcomes) and (len(self.outcomes) >= SETTLED_AT_ONCE or waited > SETTLED_WITHIN)
-
-    def settle(self) -> list[tuple[InputCase, Outcome]]:
-        """Give all files their names; the images whose files have them now."""
-        done = [self.outcomes.popleft() for _ in range(len(self.outcomes))]
-        self.files.settle()
-        self._settled = time.monotonic()
-        return done
-
-
 @dataclass(frozen=True)
 class _Work:
     """Loads images and writes what was predicted; called from threads."""
 
     predictor: Predictor
-    output: Path
-    jobs: Mapping[InputCase, str]
-    options: FolderOptions
-    model: str
+    files: MaskFiles
     audit: AuditLog
     loaded: dict[InputCase, _Loaded] = field(default_factory=dict)
-    made: _Made = field(default_factory=_Made)
+    settler: Settler = field(default_factory=Settler)
 
     @property
     def plan(self) -> Plan:
@@ -308,10 +245,10 @@ class _Work:
 
     def read_earlier(self, cases: Sequence[InputCase]) -> _Earlier:
         """What the audit files say, of which those of large folders are read once only."""
-        asked, masks = {case.name for case in cases}, {*self.jobs.values()}
+        asked, masks = {case.name for case in cases}, {*self.files.names.values()}
         told: dict[tuple[str, str], _Told] = {}
         others: set[str] = set()
-        for values in itertools.chain.from_iterable(map(read_audit, audit_files(self.output))):
+        for values in itertools.chain.from_iterable(map(read_audit, audit_files(self.files.output))):
             if values["mask"] and values["mask"] not in masks:
                 others.add(values["mask"])
             line = audit_line(values) if values["image"] in asked and self._is_valid(values) else None
@@ -322,13 +259,13 @@ class _Work:
     def _is_valid(self, values: Mapping[str, Any]) -> bool:
         """Whether what a line says of a mask would be said again."""
         said = (values.get("model"), values.get("flags_from"), values.get("outcome"))
-        return said == (self.model, self.flags_from, "done") and str(values.get("time")) >= (
-            self.options.made_since or ""
+        return said == (self.files.model, self.flags_from, "done") and str(values.get("time")) >= (
+            self.files.options.made_since or ""
         )
 
     def find(self, case: InputCase, told: Mapping[tuple[str, str], _Told]) -> Outcome | None:
         """What came of an image before; None unless all its files say that this model made them from it."""
-        files = self.files(case)
+        files = self.files.of(case)
         if not files[0].exists():
             return None
         start = time.perf_counter()
@@ -337,103 +274,52 @@ class _Work:
             line = told.get((case.name, sha256))
             if line is None:
                 return None
-            mask = read_mask_stack(files[0], Slicing(slice_axis=self.plan.slicing.slice_axis))
-            labels = np.empty(mask.values.shape, np.uint8)
-            for values, place in zip(strips(mask.values), strips(labels), strict=True):
-                place[...] = self.plan.coding.of_written.encode(values)
+            measures = self.files.measure(case)
         except FileError:
             return None
         output_sha256 = file_digest(files[0])
         unchanged = output_sha256 == line.output_sha256  # then the line says what it was made from
-        if not all(_is_made_from(file, self._made_from(sha256)) for file in files[unchanged:]):
+        if not self.files.are_made_from(files[unchanged:], sha256):
             return None
         self.loaded[case] = _Loaded(start, sha256, output_sha256, seconds=time.perf_counter() - start)
         return Outcome(
             image=case.name,
-            mask=self.jobs[case],
+            mask=self.files.names[case],
             status="kept",
-            measures=measure_mask(labels, self.plan.coding.outputs, mask.spacing_mm),
+            measures=measures,
             expected_dice=line.expected_dice if unchanged else None,
             flag=line.flag if unchanged else CHANGED,
         )
 
     def tell_replaced(self, waiting: Sequence[InputCase], others: Iterable[str]) -> None:
         """Say how many masks that are there are made anew, and how many are of images that are not asked for now."""
-        anew = sum((self.output / self.jobs[case]).exists() for case in waiting)
+        anew = sum(self.files.mask(case).exists() for case in waiting)
         if anew:
             logger.info(
                 "note       %d masks that are there are made anew: of other images or settings, or not finished",
                 anew,
             )
-        there = sum((self.output / mask).exists() for mask in others)
+        there = sum((self.files.output / mask).exists() for mask in others)
         if there:
             logger.info("note       %d masks of earlier calls are not in the table of this one", there)
 
     def finish(self, case: InputCase, prediction: Prediction) -> Outcome:
         """Write what was predicted; it gets its names, and its line in the audit file, when it is settled."""
         loaded = self.loaded[case]
-        with self.made.files.taking():
-            measures = self._write(case, prediction)
+        with self.settler.files.taking():
+            measures = self.files.write(case, prediction, loaded.sha256, loaded.spacing_mm)
         loaded.seconds = time.perf_counter() - loaded.start
         expected = self.predictor.expect_dice(prediction)
         outcome = Outcome(
             image=case.name,
-            mask=self.jobs[case],
+            mask=self.files.names[case],
             status="done",
             measures=measures,
             expected_dice=expected,
             flag=self._flag(expected, loaded.differences),
         )
-        self.made.outcomes.append((case, outcome))
+        self.settler.add(partial(self.record, case, outcome))
         return outcome
-
-    @contextlib.contextmanager
-    def settling(self) -> Iterator[Callable[[], None]]:
-        """Gives what settles the images that were made, if they are enough, in a thread, which no interrupt reaches.
-
-        When the block ends all others are settled, whatever ends it.
-        """
-        with ThreadPoolExecutor(1, "settle") as pool:
-            before = pool.submit(self._settle)
-
-            def settle_some() -> None:
-                nonlocal before
-                if self.made.are_enough:
-                    before.result()  # so that a fault ends the work, and nothing piles up behind a slow disk
-                    before = pool.submit(self._settle)
-
-            try:
-                yield settle_some
-            finally:
-                for settled in [before, pool.submit(self._settle)]:
-                    settled.result()
-
-    def _settle(self) -> None:
-        """Bring all that was made to the disk, and tell it in the audit file."""
-        for case, outcome in self.made.settle():
-            self.record(case, outcome)
-
-    def _write(self, case: InputCase, prediction: Prediction) -> MaskMeasures:
-        loaded = self.loaded[case]
-        made_from = self._made_from(loaded.sha256)
-        header = read_volume_header(case.files[0]) if is_volume(case.files[0]) else None
-        labels = prediction.labels
-        if self.options.overlay:
-            picture = draw_stack_overlay(read_stack(case.files, self.plan.slicing).pixels, labels)
-            write_png(self._overlay(case), picture, made_from)
-        if prediction.probabilities is not None:
-            for file, plane in zip(self._probabilities(case), prediction.probabilities, strict=True):
-                self._write_map(file, plane, 1.0, case, header, made_from)
-        if prediction.uncertainty is not None:
-            self._write_map(self._uncertainty(case), prediction.uncertainty, 0.5, case, header, made_from)
-        for file in self._segmentations(case):
-            names = self.plan.value_names
-            volume = volume_labels(labels, self.plan.slicing).astype(np.uint8)
-            write_segmentation(file, volume, names, series_files(case.files[0]), digest(made_from))
-        measures = measure_mask(labels, self.plan.coding.outputs, loaded.spacing_mm)
-        values = _to_values(self.plan.coding, labels)
-        write_mask(self.output / self.jobs[case], values, self.plan.slicing, header, case.files, made_from)
-        return measures
 
     def record(self, case: InputCase, outcome: Outcome) -> Outcome:
         """Add an image's line to the audit file."""
@@ -447,8 +333,8 @@ class _Work:
                 image=case.name,
                 input_sha256=loaded.sha256,
                 mask=outcome.mask,
-                output_sha256=loaded.output_sha256 or (file_digest(self.output / outcome.mask) if outcome.mask else ""),
-                model=self.model,
+                output_sha256=loaded.output_sha256 or (file_digest(self.files.mask(case)) if outcome.mask else ""),
+                model=self.files.model,
                 iaunet=self.iaunet,
                 settings=self.settings,
                 device=str(self.predictor.device),
@@ -471,86 +357,6 @@ class _Work:
         if differences:
             reasons.append(f"unlike the training images: {', '.join(differences)}")
         return "; ".join(reasons)
-
-    @property
-    def folders(self) -> set[Path]:
-        """All that files are written to."""
-        return {self.output, *(file.parent for case in self.jobs for file in self.files(case))}
-
-    def files(self, case: InputCase) -> list[Path]:
-        """All that is written for an image, the mask first."""
-        overlays = [self._overlay(case)] if self.options.overlay else []
-        maps = self._probabilities(case) if self.options.probabilities else []
-        maps += [self._uncertainty(case)] if self.options.uncertainty else []
-        return [self.output / self.jobs[case], *overlays, *maps, *self._segmentations(case)]
-
-    def _write_map(
-        self,
-        file: Path,
-        plane: NDArray[np.float32],
-        greatest: float,
-        case: InputCase,
-        header: VolumeHeader | None,
-        made_from: str,
-    ) -> None:
-        """Write numbers from 0 to ``greatest``: as 0 to 65535 in 16-bit PNG or TIFF, float32 as they are in volumes."""
-        if header is not None:
-            like = case.files[0] if is_volume_file(case.files[0]) else header
-            write_probabilities(file, volume_labels(plane, self.plan.slicing), like, made_from)
-        else:
-            levels = np.rint(plane * (65535 / greatest)).astype(np.uint16)
-            write_mask(file, levels, self.plan.slicing, None, case.files, made_from)
-
-    def _made_from(self, sha256: str) -> str:
-        """Names the image's bytes and the model."""
-        return f"{sha256} {self.model}"
-
-    def _segmentations(self, case: InputCase) -> list[Path]:
-        """The DICOM segmentation of a DICOM image, if it is wished."""
-        if not self.options.dicom_seg or not is_volume(case.files[0]) or is_volume_file(case.files[0]):
-            return []
-        mask = self.output / SEGMENTATIONS / self.jobs[case]
-        return [mask.with_name(f"{image_stem(mask)}.dcm")]
-
-    def _overlay(self, case: InputCase) -> Path:
-        mask = self.output / OVERLAYS / self.jobs[case]
-        return mask.with_name(f"{image_stem(mask)}.png")
-
-    def _probabilities(self, case: InputCase) -> list[Path]:
-        """A file an output."""
-        mask = self.output / PROBABILITIES / self.jobs[case]
-        if len(self.plan.labels) == 1:
-            return [mask]
-        return [mask.with_name(f"{image_stem(mask)}_{word}{path_ending(mask)}") for word in _words(self.plan.labels)]
-
-    def _uncertainty(self, case: InputCase) -> Path:
-        return self.output / UNCERTAINTY / self.jobs[case]
-
-
-def _words(labels: Sequence[str]) -> list[str]:
-    """What tells labels apart in names of files: themselves, or numbers from 1 where one cannot be part of a name."""
-    fit = all(re.fullmatch(r"[^/\\:*?\"<>|\x00-\x1f]{1,100}", label) for label in labels)
-    if fit and len({label.casefold() for label in labels}) == len(labels):
-        return [*labels]
-    return [str(number) for number in range(1, len(labels) + 1)]
-
-
-def _is_made_from(file: Path, made_from: str) -> bool:
-    """Whether a written file says so; a DICOM segmentation has room for the digest only."""
-    return read_model(file) == digest(made_from) if is_dicom_file(file) else read_made_from(file) == made_from
-
-
-def _to_values(coding: MaskCoding, labels: NDArray[np.uint8]) -> NDArray[np.integer]:
-    """The values of labels [S, H, W], where they fit in the place of these: a large mask is not held twice."""
-    if max(coding.written) > np.iinfo(np.uint8).max:
-        return coding.decode(labels)
-    if len(coding.written) == 1:
-        return np.multiply(labels, coding.written[0], out=labels)
-    every = np.arange(1 + len(coding.written), dtype=np.uint8)
-    table = coding.decode(every).astype(np.uint8).tobytes().ljust(256, b"\0")
-    for strip in strips(labels):
-        strip[...] = np.frombuffer(strip.tobytes().translate(table), np.uint8).reshape(strip.shape)
-    return labels
 
 
 def _claim(output: Path, model: Mapping[str, Any], names: Sequence[str], overwrite: bool) -> None:

@@ -7,8 +7,9 @@ from pathlib import Path
 from iaunet.errors import PredictionError
 from iaunet.inference.best import Chosen, find_chosen
 from iaunet.inference.evaluation import SUMMARY, Evaluation, save_evaluation
-from iaunet.inference.folder import FolderOptions, predict_cases
+from iaunet.inference.folder import predict_cases
 from iaunet.inference.held_out import input_cases, load_held_out, require_usable, score_held_out
+from iaunet.inference.output import FolderOptions
 from iaunet.inference.predictor import Predictor
 from iaunet.inference.runs import Run, choose_folds, list_runs
 from iaunet.inference.scores import ScoreSummary

@@ -13,9 +13,9 @@ from iaunet.engines.parts import Part
 from iaunet.engines.tasks import Task
 from iaunet.errors import IaunetError, PredictionError
 from iaunet.inference.audit import audit_time
-from iaunet.inference.folder import FolderOptions, predict_folder
+from iaunet.inference.folder import predict_folder
 from iaunet.inference.outcomes import Outcome
-from iaunet.inference.output import ENGINE
+from iaunet.inference.output import ENGINE, FolderOptions
 from iaunet.inference.predictor import Predictor
 from iaunet.workspace import DatasetFolder
 

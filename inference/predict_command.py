@@ -109,10 +109,11 @@ def _run(arguments: argparse.Namespace) -> int:
     engine, part = read_engine_options(*given, arguments.output.resolve() / ENGINE, arguments.device)
 
     from iaunet.device import is_faster_in_bfloat16
-    from iaunet.inference.folder import FolderOptions, predict_cases, predict_folder
+    from iaunet.inference.folder import predict_cases, predict_folder
     from iaunet.inference.held_out import input_cases, load_held_out, require_usable
     from iaunet.inference.inputs import list_inputs
     from iaunet.inference.jobs import predict_on_engine
+    from iaunet.inference.output import FolderOptions
 
     held_out = load_held_out(folder) if folder and arguments.test else None
     if held_out is None:

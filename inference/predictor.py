@@ -22,6 +22,7 @@ from iaunet.inference.expected_dice import measure_rows
 from iaunet.inference.lanes import NotEnoughMemory, in_lanes, lanes_of
 from iaunet.inference.model_file import open_model
 from iaunet.inference.mosaic import Assembly, Prediction, RowPrediction
+from iaunet.inference.output import FolderOptions
 from iaunet.inference.postprocessing import NO_CLEANING
 from iaunet.inference.runs import Run, choose_folds, choose_runs
 from iaunet.inference.tuning import Judge, NetworkName, Tuning
@@ -35,7 +36,6 @@ from iaunet.weights import load_weights
 from iaunet.workspace import DatasetFolder
 
 if TYPE_CHECKING:
-    from iaunet.inference.folder import FolderOptions
     from iaunet.inference.outcomes import Outcome
 
 Image = NDArray[np.generic] | str | PathLike[str]
@@ -298,10 +298,10 @@ class Predictor:
             raise PredictionError(f"{path} {fault.what}: {fault.mend}") from fault
 
     def predict_folder(
-        self, inputs: str | PathLike[str], output: str | PathLike[str], options: "FolderOptions | None" = None
+        self, inputs: str | PathLike[str], output: str | PathLike[str], options: FolderOptions | None = None
     ) -> "list[Outcome]":
         """Write a mask for every image of a folder, see `iaunet.inference.folder.predict_folder`."""
-        from iaunet.inference.folder import FolderOptions, predict_folder  # which need this class
+        from iaunet.inference.folder import predict_folder  # which needs this class
 
         return predict_folder(self, Path(inputs), Path(output), options or FolderOptions())
 

@@ -10,7 +10,7 @@ from iaunet.discovery import list_images
 from iaunet.errors import WorkspaceError
 from iaunet.files import read_image, read_mask, write_png
 from iaunet.inference.evaluation import Evaluation, evaluate_folders
-from iaunet.inference.folder import FolderOptions
+from iaunet.inference.output import FolderOptions
 from iaunet.inference.overlay import Picture, contact_sheet, draw_overlay
 from iaunet.inference.predictor import Predictor
 from iaunet.inference.runs import Run

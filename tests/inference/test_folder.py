@@ -18,11 +18,12 @@ from iaunet.dataset import MaskCoding
 from iaunet.discovery import natural_order
 from iaunet.errors import DatasetError, PredictionError, WorkspaceError
 from iaunet.files import read_image, read_mask
-from iaunet.inference import folder
+from iaunet.inference import mask_files, settling
 from iaunet.inference.audit import AuditLog, read_audit
 from iaunet.inference.expected_dice import DiceModel, ExpectedDice
-from iaunet.inference.folder import FolderOptions, predict_folder
+from iaunet.inference.folder import predict_folder
 from iaunet.inference.inputs import group_channels, list_inputs, mask_names
+from iaunet.inference.output import FolderOptions
 from iaunet.inference.overlay import draw_overlay
 from iaunet.inference.predictor import Predictor
 from iaunet.inference.runs import Run
@@ -350,7 +351,7 @@ def test_masks_are_on_the_disk_before_the_audit_file_says_so_several_at_a_time(p
         add(log, line)
 
     monkeypatch.setattr(AuditLog, "add", add_line)
-    monkeypatch.setattr(folder, "SETTLED_WITHIN", 1e9)
+    monkeypatch.setattr(settling, "SETTLED_WITHIN", 1e9)
     outcomes = predict()
 
     assert set(statuses(outcomes).values()) == {"done"}
@@ -361,7 +362,7 @@ def test_masks_are_on_the_disk_before_the_audit_file_says_so_several_at_a_time(p
 def test_masks_that_take_long_are_not_kept_waiting_for_others(predict, monkeypatch):
     settled, settle = [], FileGroup.settle
     monkeypatch.setattr(FileGroup, "settle", lambda group: (settled.append(0), settle(group)))
-    monkeypatch.setattr(folder, "SETTLED_WITHIN", -1.0)
+    monkeypatch.setattr(settling, "SETTLED_WITHIN", -1.0)
     predict()
 
     assert len(settled) > 2
@@ -369,7 +370,7 @@ def test_masks_that_take_long_are_not_kept_waiting_for_others(predict, monkeypat
 
 @pytest.mark.parametrize("end", [KeyboardInterrupt, WorkspaceError("no space left")])
 def test_what_was_made_before_an_end_is_kept_whole_and_told(predict, output, monkeypatch, end):
-    draw = folder.draw_stack_overlay
+    draw = mask_files.draw_stack_overlay
     drawn = []
 
     def interrupt(*arguments):
@@ -378,11 +379,11 @@ def test_what_was_made_before_an_end_is_kept_whole_and_told(predict, output, mon
             raise end
         return draw(*arguments)
 
-    monkeypatch.setattr(folder, "draw_stack_overlay", interrupt)
+    monkeypatch.setattr(mask_files, "draw_stack_overlay", interrupt)
     with pytest.raises(type(end) if isinstance(end, Exception) else end):
         predict(overlay=True)
 
-    monkeypatch.setattr(folder, "draw_stack_overlay", draw)
+    monkeypatch.setattr(mask_files, "draw_stack_overlay", draw)
     assert not list(output.rglob("*tmp"))
     there = {path.name for path in output.glob("*.png")}
     assert len(there) >= 3

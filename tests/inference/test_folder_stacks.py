@@ -14,9 +14,10 @@ import torch
 from PIL import Image
 
 from iaunet.dataset import MaskCoding, Slicing
-from iaunet.inference.folder import FolderOptions, predict_folder
+from iaunet.inference.folder import predict_folder
 from iaunet.inference.inputs import group_channels, mask_names
 from iaunet.inference.mosaic import PIXELS_AT_ONCE
+from iaunet.inference.output import FolderOptions
 from iaunet.inference.overlay import draw_stack_overlay
 from iaunet.inference.predictor import Predictor
 from iaunet.stacks import read_stack

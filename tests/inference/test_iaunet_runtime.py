@@ -22,11 +22,12 @@ from iaunet import files, resample
 from iaunet.dataset import MaskCoding, Slicing
 from iaunet.decision import decide, decide_regions
 from iaunet.errors import FileError, PredictionError
-from iaunet.inference.folder import FolderOptions, predict_folder
+from iaunet.inference.folder import predict_folder
 from iaunet.inference.inputs import group_channels, list_inputs
 from iaunet.inference.inputs import mask_names as names_of_predict
 from iaunet.inference.mosaic import Assembly, RowPrediction
 from iaunet.inference.onnx_export import export_onnx, runtime_settings
+from iaunet.inference.output import FolderOptions
 from iaunet.inference.postprocessing import LabelCleaning, Postprocessing, clean_labels
 from iaunet.inference.predictor import Predictor
 from iaunet.inference.runtime import iaunet_runtime as program

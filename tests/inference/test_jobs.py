@@ -11,9 +11,10 @@ from iaunet.engines.ray_cluster import RayEngine
 from iaunet.engines.slurm import SlurmEngine
 from iaunet.engines.tasks import pack, work
 from iaunet.errors import PredictionError
-from iaunet.inference.folder import FolderOptions, predict_folder
+from iaunet.inference.folder import predict_folder
 from iaunet.inference.jobs import ModelChoice, predict_on_engine
 from iaunet.inference.model_export import export_model
+from iaunet.inference.output import FolderOptions
 from iaunet.inference.predict_command import main
 from iaunet.workspace import DatasetFolder, locked
 

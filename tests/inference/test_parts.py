@@ -7,7 +7,8 @@ import pytest
 
 from iaunet.engines.parts import Part
 from iaunet.errors import PredictionError, WorkspaceError
-from iaunet.inference.folder import FolderOptions, predict_folder
+from iaunet.inference.folder import predict_folder
+from iaunet.inference.output import FolderOptions
 from iaunet.inference.parts import Share
 from iaunet.inference.predictor import Predictor
 from iaunet.inference.runs import Run

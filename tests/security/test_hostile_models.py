@@ -27,11 +27,12 @@ from PIL import Image
 from iaunet.__main__ import COMMANDS
 from iaunet.errors import FileError, IaunetError
 from iaunet.files import read_image, read_mask
-from iaunet.inference.folder import FolderOptions, predict_folder
+from iaunet.inference.folder import predict_folder
 from iaunet.inference.model_export import export_model
 from iaunet.inference.model_file import open_model
 from iaunet.inference.model_import import import_model
 from iaunet.inference.out_of_fold import read_logits
+from iaunet.inference.output import FolderOptions
 from iaunet.inference.predictor import Predictor
 from iaunet.inference.runs import Run, RunRecord
 from iaunet.inference.validation import write_summary

@@ -33,12 +33,12 @@ from iaunet.inference.audit import audit_line, read_audit
 from iaunet.inference.best import BEST, CASES, CROSSVAL, BestFolder, BestModel, CaseRow, Member, write_case_table
 from iaunet.inference.calibration import Calibration, Reliability
 from iaunet.inference.expected_dice import FEATURES, DiceModel, ExpectedDice
-from iaunet.inference.folder import FolderOptions, predict_folder
+from iaunet.inference.folder import predict_folder
 from iaunet.inference.model_export import export_model
 from iaunet.inference.model_file import open_model
 from iaunet.inference.model_import import import_model
 from iaunet.inference.out_of_fold import read_disagreement, write_disagreement
-from iaunet.inference.output import AUDIT
+from iaunet.inference.output import AUDIT, FolderOptions
 from iaunet.inference.postprocessing import LabelCleaning, Postprocessing
 from iaunet.inference.predictor import Predictor
 from iaunet.inference.report.runs import read_curve
