@@ -1,13 +1,13 @@
-"""Trains the paper's networks and makes its tables, as far as a budget of time goes; results add up over sittings.
+"""Trains the paper's networks and makes its tables, as far as a budget of time goes; results add up over calls.
 
 python benchmarks/paper_tables.py DATA --results FOLDER [--minutes M] [--epochs N] [--networks ...] [--recipes ...]
 [--splits ...] [--folds ...], with DATA a folder of raw data or a data set that the workspace knows.
 
 The unit is one (network, recipe, split, fold), trained and scored at native size by ``iaunet_train``. When it is
 finished, all but weights, checkpoint and logits is copied to FOLDER/RUN/fold_K with ``unit.json`` that says how it was
-made; a unit found there is not trained again, so FOLDER may be carried from one borrowed machine to the next. Another
+made; a unit found there is not trained again, so FOLDER may be carried from one machine to the next. Another
 unit is begun only if the longest one so far would still fit; one that takes longer than the rest of the time is
-stopped, keeps its checkpoint in the workspace, and goes on in the next sitting there. ``--ablation`` trains variants of
+stopped, keeps its checkpoint in the workspace, and goes on in the next call there. ``--ablation`` trains variants of
 the attention network on fold 0 instead of the networks. At the end ``iaunet_compare`` makes tables of what there is.
 """
 
@@ -276,7 +276,7 @@ def keep(run: Run, unit: Unit, dataset: str, arguments: argparse.Namespace) -> N
 
 
 def training_seconds(fold: FoldFolder) -> float:
-    """What the steps of a fold took, over all sittings."""
+    """What the steps of a fold took, over all calls."""
     with fold.metrics_csv.open(encoding="utf-8", newline="") as file:
         return sum(float(row["seconds"]) for row in csv.DictReader(file))
 

@@ -28,6 +28,8 @@ def build_parser() -> argparse.ArgumentParser:
         help="replace the names of cases and groups by numbers, and show no pixels and no paths",
     )
     parser.add_argument("--test", action="store_true", help="predict and score the held-out test set, if not done yet")
+    trusted = "with --test: trust the stranger's network the runs were trained with"
+    parser.add_argument("--network", metavar="NAME", help=trusted)
     where = "where to write (default: report/ or report_anonymous/ in the workspace)"
     parser.add_argument("-o", "--output", type=Path, metavar="DIR", help=where)
     return parser
@@ -49,7 +51,7 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.test:
         from iaunet.inference.held_out_scores import score_test_once
 
-        score_test_once(folder)
+        score_test_once(folder, trusted_network=arguments.network)
     report = write_report(folder, arguments.anonymous, arguments.output)
     for line in describe_report(report):
         logger.info("%s", line)

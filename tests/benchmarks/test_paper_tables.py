@@ -37,11 +37,11 @@ def lines(output):
     return [line for line in output.splitlines() if line.startswith(words)]
 
 
-def test_results_add_up_over_sittings_and_nothing_is_trained_twice(make_tables, workspace, tmp_path):
+def test_results_add_up_over_calls_and_nothing_is_trained_twice(make_tables, workspace, tmp_path):
     results = tmp_path / "results"
 
     first = lines(make_tables("--networks", "unet", "--folds", "0", "--commit", "abc"))
-    (workspace / "toy" / "runs").rename(tmp_path / "gone")  # a borrowed machine starts bare
+    (workspace / "toy" / "runs").rename(tmp_path / "gone")  # as on another machine
     second = lines(make_tables("--networks", "unet", "--folds", "0", "1"))
 
     assert [line.partition(":")[0] for line in first] == ["finished   unet-best-random-e1, fold 0"]
