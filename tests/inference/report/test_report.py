@@ -461,15 +461,25 @@ OTHER_MODEL = "it was scored with other weights, temperatures, thresholds or pos
 
 
 @pytest.fixture
-def tested(trained, tmp_path, write_toy):
+def hold_out(tmp_path, write_toy):
+    """Give the data set of a workspace a test set of three cases."""
+
+    def hold_out(workspace):
+        whole, test = write_toy(tmp_path / "whole", 21), tmp_path / "test"
+        for part in ("images", "masks"):
+            (test / part).mkdir(parents=True)
+            for number in range(18, 21):
+                shutil.copy(whole / part / f"case_{number:02d}.png", test / part)
+        assert prepare(["toy", "--workspace", str(workspace), "--workers", "1", "--test", str(test)]) == 0
+        return DatasetFolder(workspace / "toy")
+
+    return hold_out
+
+
+@pytest.fixture
+def tested(trained, hold_out):
     """A trained dataset with a test set of three cases."""
-    whole, test = write_toy(tmp_path / "whole", 21), tmp_path / "test"
-    for part in ("images", "masks"):
-        (test / part).mkdir(parents=True)
-        for number in range(18, 21):
-            shutil.copy(whole / part / f"case_{number:02d}.png", test / part)
-    assert prepare(["toy", "--workspace", str(trained), "--workers", "1", "--test", str(test)]) == 0
-    return DatasetFolder(trained / "toy")
+    return hold_out(trained)
 
 
 def test_the_test_set_is_scored_when_asked_for_and_told_to_be_stale_with_other_weights(tested, capsys):
@@ -490,6 +500,23 @@ def test_the_test_set_is_scored_when_asked_for_and_told_to_be_stale_with_other_w
     assert (after.held_out.n_times, after.held_out.model, after.held_out.stale) == (1, RANDOM, "")
     assert "Scored once, with unet-best-random" in page
     assert later.held_out.stale == OTHER_MODEL
+
+
+def test_the_test_set_is_predicted_with_a_strangers_network_only_if_it_is_named(
+    workspace, hold_out, tmp_path, monkeypatch, capsys
+):
+    network = "report_network:build"
+    (tmp_path / "report_network.py").write_text("from iaunet.networks.unet import build_unet as build\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    tested, where = hold_out(workspace), ("--workspace", str(workspace))
+    assert train(["toy", "0", "--network", network, "--epochs", "1", "--workers", "0", *where]) == 0
+    refused = main(["toy", "--test", *where])
+    said = capsys.readouterr().err
+    code = main(["toy", "--test", "--network", network, *where])
+
+    assert (refused, code) == (2, 0)
+    assert f"give --network {network} if you trust it" in said
+    assert find_test_scores(tested).present.summary.n_cases == 3
 
 
 def test_scores_of_the_test_set_are_stale_once_the_model_or_the_test_set_is_another(tested, tmp_path):
