@@ -106,15 +106,15 @@ def _measure(task: dict[str, Any]) -> dict[str, float]:
 def _start_peak(device: torch.device) -> int:
     """Forget the peak so far; gives the bytes in use now."""
     if device.type == "cuda":
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        return torch.cuda.memory_allocated()
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        return torch.cuda.memory_allocated(device)
     Path("/proc/self/clear_refs").write_text("5")
     return _status("VmRSS")
 
 
 def _peak(device: torch.device) -> int:
-    return torch.cuda.max_memory_allocated() if device.type == "cuda" else _status("VmHWM")
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _status("VmHWM")
 
 
 def _status(field: str) -> int:

@@ -137,7 +137,7 @@ class Stepper:
         else:
             self.captured.replay()  # type: ignore[no-untyped-call]
         if self.device.type == "cuda":
-            torch.cuda.synchronize()
+            torch.cuda.synchronize(self.device)
         taken = time.perf_counter() - start, time.process_time() - busy
         torch.set_num_threads(threads)
         return taken

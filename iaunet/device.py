@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 
 from iaunet.errors import IaunetError
+from iaunet.silence import ignoring_warnings
 
 logger = logging.getLogger(__name__)
 
@@ -165,10 +166,16 @@ def casting(device: torch.device, precision: torch.dtype | None) -> Iterator[Non
     For None on a GPU, TF32 is switched off, for the rest of the process: gradients are computed after the block.
     """
     if precision is None and device.type == "cuda":
-        torch.backends.cudnn.allow_tf32 = False  # else convolutions round to 10 bits, on Ampere and later
-        torch.backends.cuda.matmul.allow_tf32 = False
+        _switch_tf32_off()
     with torch.autocast(device.type, dtype=precision, enabled=precision is not None):
         yield
+
+
+def _switch_tf32_off() -> None:
+    """Keep convolutions and products from rounding float32 to 10 bits, as they may on Ampere and later."""
+    with ignoring_warnings():  # newer versions of torch announce another name for it
+        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cuda.matmul.allow_tf32 = False
 
 
 def random_state(device: torch.device) -> list[torch.Tensor]:
@@ -187,11 +194,13 @@ def restore_random_state(states: Sequence[torch.Tensor], device: torch.device) -
 def free_memory(device: torch.device) -> int | None:
     """Bytes that may be used on a device, None when the system does not tell.
 
-    On a GPU what is free now. On a CPU half of what this machine or container has, whatever else runs: the number of
-    rows that a training takes at a time depends on it, and with that its weights.
+    On a GPU what is free now, with what torch keeps there and nothing is in. On a CPU half of what this machine or
+    container has, whatever else runs: the number of rows that a training takes at a time depends on it, and with that
+    its weights.
     """
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + kept
     limits = [limit for limit in (_physical_memory(), _container_memory()) if limit is not None]
     return min(limits) // 2 if limits else None
 

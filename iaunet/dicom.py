@@ -68,8 +68,13 @@ class Layout:
 
 
 def is_dicom_file(path: Path) -> bool:
-    """Whether the name ends in .dcm or .dicom, or has no ending (or a number for it) and the file says ``DICM``."""
+    """Whether the name ends in .dcm or .dicom, or has no ending (or a number for it) and the file says ``DICM``.
+
+    The list of what a CD holds, ``DICOMDIR``, is no image.
+    """
     ending = path.suffix.lower()
+    if path.name.upper() == "DICOMDIR":
+        return False
     return ending in DICOM_ENDINGS or ((ending[1:].isdecimal() or not ending) and has_dicom_magic(path))
 
 

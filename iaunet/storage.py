@@ -61,6 +61,10 @@ def naming_disk_faults(path: Path) -> Iterator[None]:
             raise WorkspaceError(
                 f"the disk of {path} fails ({fault.strerror}): check it and run the same command again"
             ) from fault
+        if fault.errno == errno.ENOLCK:
+            raise WorkspaceError(
+                f"the disk of {path} has no file locks ({fault.strerror}): switch them on, or choose another disk"
+            ) from fault
         if fault.errno in _NO_SPACE:
             raise WorkspaceError(f"no space left for {path}: free some space and run the same command again") from fault
         if fault.errno in _NOT_WRITABLE:
@@ -151,9 +155,7 @@ class FileGroup:
         """
         files = [self._waiting.popleft() for _ in range(len(self._waiting))]
         try:
-            if files:
-                with naming_disk_faults(files[0][1]):
-                    _settle(files)
+            _settle(files)
         except BaseException:
             _remove(temporary for temporary, _ in files)
             raise
@@ -161,10 +163,12 @@ class FileGroup:
 
 def _settle(files: Sequence[tuple[Path, Path]]) -> None:
     """Sync temporary files, give them their names, and sync the folders of these."""
-    for temporary, _ in files:
-        _sync_file(temporary)
     for temporary, path in files:
-        temporary.replace(path)
+        with naming_disk_faults(path):
+            _sync_file(temporary)
+    for temporary, path in files:
+        with naming_disk_faults(path):
+            temporary.replace(path)
     for folder in {path.parent for _, path in files}:
         sync_folder(folder)
 
@@ -173,6 +177,11 @@ def _remove(paths: Iterable[Path]) -> None:
     for path in paths:
         with contextlib.suppress(OSError):
             path.unlink()
+
+
+def is_there(path: Path) -> bool:
+    """Whether there is something; no where the system refuses to look, or the name, or it is too long."""
+    return os.path.exists(path)  # noqa: PTH110  # Path.exists raises for some of these
 
 
 def make_folder(path: Path) -> Path:

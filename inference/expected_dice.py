@@ -107,8 +107,10 @@ def measure_rows(probabilities: Tensor, disagreement: Tensor, thresholds: Sequen
         thresholds: One an output.
 
     Returns:
-        [B, L, S] float64, by `STATISTICS`.
+        [B, L, S] float64, by `STATISTICS`; of an Apple GPU's maps on the CPU.
     """
+    if probabilities.device.type == "mps":  # which has no float64
+        probabilities, disagreement = probabilities.cpu(), disagreement.cpu()
     # against plain numbers: a tensor of them would be copied to a GPU, which waits for what runs there
     marked = torch.stack([maps >= level for maps, level in zip(probabilities.unbind(1), thresholds, strict=True)], 1)
     p = probabilities.clamp(LOWEST_PROBABILITY, 1 - LOWEST_PROBABILITY)

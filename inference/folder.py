@@ -1,6 +1,7 @@
 """Masks for a folder of images: names, files, what was done before, and a table of what came of each."""
 
 import contextlib
+import errno
 import itertools
 import logging
 import time
@@ -30,11 +31,12 @@ from iaunet.masks import mask_ending
 from iaunet.planners.plan import Plan
 from iaunet.preprocessing.cases import CaseInput, prepare_case
 from iaunet.stacks import Spacing, Stack, hash_files, read_stack
-from iaunet.storage import digest, file_digest, read_json, remove_leftovers, write_json
+from iaunet.storage import digest, file_digest, is_there, read_json, remove_leftovers, write_json
 
 logger = logging.getLogger(__name__)
 
 CHANGED = "changed since it was predicted"
+EARLIER = "; its mask there is of an earlier call"
 
 
 def predict_folder(
@@ -83,6 +85,7 @@ def predict_cases(
     files = MaskFiles(output, dict(zip(cases, names, strict=True)), predictor.plan, options, digest(model))
     claim = partial(_claim, output, model, names, options.overwrite)
     labels = predictor.plan.labels
+    files.require_own_folders()
     if part is None:
         with claimed_whole(output, claim), appending(output / AUDIT) as audit:
             work = _Work(predictor, files, audit)
@@ -130,8 +133,10 @@ def _predict(cases: Sequence[InputCase], work: "_Work") -> Iterator[Outcome]:
         for case, result in tqdm(stream, "predict", len(cases), unit=" images", disable=None, leave=False):
             settle_some()
             if isinstance(result, FileError | PredictionError):
-                logger.warning("failed: %s: %s", case.name, result)
-                failed = Outcome(image=case.name, mask="", status="failed", problem=str(result))
+                earlier = is_there(work.files.mask(case))  # of another model, or of what the image was before
+                problem = f"{result}{EARLIER if earlier else ''}"
+                failed = Outcome(image=case.name, mask="", status="failed", problem=problem)
+                logger.warning("failed: %s: %s", case.name, problem)
                 yield work.record(case, failed)
             elif isinstance(result, IaunetError):
                 raise result
@@ -145,6 +150,15 @@ def _require_name(path: Path) -> None:
         require_text(path)
     except DatasetError as fault:
         raise FileError("has a name that is not UTF-8", "rename it") from fault
+
+
+def _require_short_name(path: Path) -> None:
+    """Refuse an image whose mask would have a name that the disk does not take."""
+    try:
+        path.lstat()
+    except OSError as fault:
+        if fault.errno == errno.ENAMETOOLONG:
+            raise FileError("has a name that is too long for its mask", "shorten it") from fault
 
 
 def _version_of(path: Path) -> list[tuple[str, int, int]]:
@@ -233,6 +247,8 @@ class _Work:
     def _read(self, case: InputCase) -> Stack:
         for path in case.files:
             _require_name(path)
+        for path in self.files.of(case):
+            _require_short_name(path)
         expected = self.plan.channel_files
         if expected and len(case.files) != expected:
             there = {channel_of(path) for path in case.files}
@@ -266,7 +282,7 @@ class _Work:
     def find(self, case: InputCase, told: Mapping[tuple[str, str], _Told]) -> Outcome | None:
         """What came of an image before; None unless all its files say that this model made them from it."""
         files = self.files.of(case)
-        if not files[0].exists():
+        if not is_there(files[0]):
             return None
         start = time.perf_counter()
         try:
@@ -293,13 +309,13 @@ class _Work:
 
     def tell_replaced(self, waiting: Sequence[InputCase], others: Iterable[str]) -> None:
         """Say how many masks that are there are made anew, and how many are of images that are not asked for now."""
-        anew = sum(self.files.mask(case).exists() for case in waiting)
+        anew = sum(is_there(self.files.mask(case)) for case in waiting)
         if anew:
             logger.info(
                 "note       %d masks that are there are made anew: of other images or settings, or not finished",
                 anew,
             )
-        there = sum((self.files.output / mask).exists() for mask in others)
+        there = sum(is_there(self.files.output / mask) for mask in others)
         if there:
             logger.info("note       %d masks of earlier calls are not in the table of this one", there)
 
@@ -371,7 +387,7 @@ def _claim(output: Path, model: Mapping[str, Any], names: Sequence[str], overwri
         if not isinstance(before, dict) or before.get("digest") != digest(model):
             raise PredictionError(f"{output} holds masks of another model: use --overwrite, or another folder")
         return
-    strangers = [name for name in names if (output / name).exists()]
+    strangers = [name for name in names if is_there(output / name)]
     if strangers and not overwrite:
         raise PredictionError(
             f"{output / strangers[0]} is there and no prediction made it: use --overwrite, or another folder"

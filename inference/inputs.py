@@ -67,19 +67,20 @@ def list_inputs(inputs: Path, output: Path) -> Inputs:
         images = find_images(inputs)
         if output.is_relative_to(inputs) and output != inputs:
             images = [path for path in images if not path.is_relative_to(output)]
+        images, left_out = _without_masks(inputs, images)
         # the folder of a DICOM series is an image itself
-        found = Inputs(inputs.parent, tuple(images)) if images == [inputs] else _without_masks(inputs, images)
+        found = Inputs(inputs.parent if inputs in images else inputs, tuple(images), left_out)
     if not found.images and found.left_out:
         raise PredictionError(f"{inputs} holds no images but masks ({found.left_out[0]})")
     if not found.images:
         raise PredictionError(f"{inputs} holds no images ({', '.join(IMAGE_ENDINGS)}): check the path")
-    if output == found.root:
+    if output in (found.root, inputs):
         raise PredictionError(f"{output} holds the images themselves: give another folder for the masks")
     return found
 
 
-def _without_masks(root: Path, images: Sequence[Path]) -> Inputs:
-    """The images but for those in folders of masks."""
+def _without_masks(root: Path, images: Sequence[Path]) -> tuple[list[Path], tuple[str, ...]]:
+    """The images but for those in folders of masks, and a line for each such folder."""
 
     @functools.cache
     def find_reason(folder: Path) -> tuple[Path, str] | None:
@@ -97,7 +98,7 @@ def _without_masks(root: Path, images: Sequence[Path]) -> Inputs:
     named = _named_as_masks(images)
     kept, masks = [], Counter[tuple[Path, str]]()
     for path in images:
-        reason = find_reason(path.parent)
+        reason = find_reason(path.parent) if path != root else None
         if reason is None and path in named:
             reason = path.parent, "the images beside them"
         if reason is None:
@@ -109,7 +110,7 @@ def _without_masks(root: Path, images: Sequence[Path]) -> Inputs:
         f"{n} file{'s' * (n > 1)} in {folder.relative_to(root).as_posix()}/ left out as masks of {of}: {mend}"
         for (folder, of), n in masks.items()
     )
-    return Inputs(root, tuple(kept), tuple(map(text, lines)))
+    return kept, tuple(map(text, lines))
 
 
 def _named_as_masks(images: Sequence[Path]) -> set[Path]:

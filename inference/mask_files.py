@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from iaunet.dataset import MaskCoding, Slicing
 from iaunet.dicom import is_dicom_file
+from iaunet.errors import PredictionError
 from iaunet.files import write_png
 from iaunet.inference.dicom_seg import read_model, write_segmentation
 from iaunet.inference.inputs import InputCase
@@ -49,6 +50,23 @@ class MaskFiles:
     def folders(self) -> set[Path]:
         """All that files are written to."""
         return {self.output, *(file.parent for case in self.names for file in self.of(case))}
+
+    def require_own_folders(self) -> None:
+        """Refuse images whose masks would lie among other files that are written.
+
+        Raises:
+            PredictionError: Such as those in a folder ``overlays``, with overlays.
+        """
+        options = self.options
+        wished = {OVERLAYS: options.overlay, PROBABILITIES: options.probabilities, UNCERTAINTY: options.uncertainty}
+        wished[SEGMENTATIONS] = options.dicom_seg
+        for case, name in self.names.items():
+            folder = name.partition("/")[0]
+            if wished.get(folder.lower()) and folder != name:
+                raise PredictionError(
+                    f"the mask of {case.name} would lie in {self.output / folder}, where {folder.lower()} are written: "
+                    "rename that folder of images, or leave the option out"
+                )
 
     def mask(self, case: InputCase) -> Path:
         """Where an image's mask lies, or is to lie."""

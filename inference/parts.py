@@ -9,9 +9,9 @@ from iaunet.discovery import natural_order
 from iaunet.engines.parts import Part
 from iaunet.errors import PredictionError, WorkspaceError
 from iaunet.inference.outcomes import Outcome, write_outcomes
-from iaunet.inference.output import AUDIT, PARTS, TABLE
+from iaunet.inference.output import AUDIT, PARTS, RECORD, TABLE
 from iaunet.records import FieldError, from_json, to_json
-from iaunet.storage import read_json, remove_leftovers, write_json
+from iaunet.storage import read_json, remove_leftovers, write_json, writing_beside
 from iaunet.workspace import locked
 
 OUTCOMES = "outcomes.json"
@@ -65,6 +65,7 @@ class Share:
                 _forget_parts(self.output, besides=self.folder.parent)
                 (self.folder / OUTCOMES).unlink(missing_ok=True)
                 remove_leftovers(self.folder)
+            stack.enter_context(writing_beside(self.output / RECORD))  # masks lie beside it, not in this part's folder
             yield
 
     def write(self, outcomes: Sequence[Outcome], labels: Sequence[str]) -> None:

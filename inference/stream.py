@@ -42,23 +42,25 @@ LOT_WITHIN = 0.2
 
 @dataclass(eq=False)
 class _Job(Generic[Item, Result]):
-    """A case under way: ``last`` is its latest part in the encoders, which take the parts one after the other."""
+    """A case under way: ``last`` is its latest part in the encoders, which take the parts one after the other, and
+    ``fault`` why its next row could not be made."""
 
     item: Item
     assembly: Assembly
     last: Future[Result | IaunetError | None] | None = None
+    fault: IaunetError | None = None
 
     @property
     def is_done(self) -> bool:
-        """Whether its last part was encoded, or one could not be."""
+        """Whether its last part was encoded, or there will be no further one."""
         if self.last is None or not self.last.done():
             return False
-        return self.assembly.is_complete or self.last.result() is not None
+        return self.fault is not None or self.assembly.is_complete or self.last.result() is not None
 
     def outcome(self) -> tuple[Item, Result | IaunetError]:
         """The item with what came of it, when its last part is encoded."""
         assert self.last is not None  # cases are queued with their first part
-        result = self.last.result()
+        result = self.last.result() if self.fault is None else self.fault
         assert result is not None  # and asked only after their last one
         return self.item, result
 
@@ -173,12 +175,15 @@ class _Wish(Generic[Item, Result]):
                 yield from lot.outcomes
                 at_a_time = max(1, min(MOST_IN_LOT, int(LOT_WITHIN / lot.seconds_an_item)))
 
-    def steps(self, item: Item) -> Generator[NDArray[np.float32], list[RowPrediction], Result]:
-        """All that is done with an item but for the networks: yields its rows, is sent what they say of each."""
+    def steps(self, item: Item) -> "_Steps[Result]":
+        """All that is done with an item but for the networks: yields its rows, is sent what they say of each.
+
+        Beside each row stands whether it is the only one.
+        """
         case = self.load(item)
         assembly = self.assemble(case)
         for number in range(len(case.places)):
-            said = yield case.make(number)
+            said = yield case.make(number), len(case.places) == 1
             self.add(item, assembly, said)
         return self.conclude(item, assembly)
 
@@ -227,28 +232,35 @@ class _Wish(Generic[Item, Result]):
         return self.finish(item, assembly.prediction)
 
 
+_Steps = Generator[tuple[NDArray[np.float32], bool], list[RowPrediction], Result]
+"""See `_Wish.steps`."""
+
+
 @dataclass(eq=False)
 class _Whole(Generic[Item, Result]):
-    """An item in a lane: the ``row`` that it has come to, None before the first, and what the networks ``said`` of it,
-    None until they have."""
+    """An item in a lane: the ``row`` that it has come to, None before the first, whether it is the only one, and what
+    the networks ``said`` of it, None until they have."""
 
     item: Item
-    steps: Generator[NDArray[np.float32], list[RowPrediction], Result]
+    steps: _Steps[Result]
     row: NDArray[np.float32] | None = None
+    is_only_row: bool = False
     said: list[RowPrediction] | None = None
 
 
 class _Lot(Generic[Item, Result]):
     """A few items that a lane does at a time: the files of all, the networks, then the masks of all.
 
-    What is done beside a network is slow the first time after it, which has driven all else from the caches.
+    What is done beside a network is slow the first time after it, which has driven all else from the caches. An item of
+    several rows, which may be large, is done by itself.
     """
 
     def __init__(self, wish: _Wish[Item, Result], items: Sequence[Item]) -> None:
         self.outcomes: list[tuple[Item, Result | IaunetError]] = []
         self.seconds_an_item = 0.0
         self._wish = wish
-        self._under_way = [_Whole(item, wish.steps(item)) for item in items]
+        self._waiting = deque(_Whole(item, wish.steps(item)) for item in items)
+        self._together: deque[_Whole[Item, Result]] = deque()
 
     def finish(self) -> "_Lot[Item, Result]":
         """Do all that is to be done.
@@ -256,26 +268,43 @@ class _Lot(Generic[Item, Result]):
         Raises:
             NotEnoughMemory: For a row of the network; called again, this goes on there.
         """
-        start, n = time.perf_counter(), len(self._under_way)
-        while self._under_way:
-            for each in self._under_way:
-                if each.row is not None and each.said is None:
-                    each.said = self._wish.predictor.predict_batch(each.row[None], *self._wish.told)
-            self._under_way = [each for each in self._under_way if self._has_come_to_a_row(each)]
-        self.seconds_an_item = (time.perf_counter() - start) / n
+        start = time.perf_counter()
+        while self._waiting:
+            self._begin(self._waiting[0])
+            self._waiting.popleft()
+        for each in self._together:
+            self._ask(each)
+        while self._together:
+            self._go_on(self._together.popleft())
+        self.seconds_an_item = (time.perf_counter() - start) / len(self.outcomes)
         return self
 
-    def _has_come_to_a_row(self, each: _Whole[Item, Result]) -> bool:
-        """Go on with an item as far as the next row, if there is one."""
+    def _begin(self, each: _Whole[Item, Result]) -> None:
+        """Go on with an item as far as its only row, or else to its end."""
+        is_at_a_row = each.row is not None or self._go_on(each)
+        while is_at_a_row and not each.is_only_row:
+            self._ask(each)
+            is_at_a_row = self._go_on(each)
+        if is_at_a_row:
+            self._together.append(each)
+
+    def _ask(self, each: _Whole[Item, Result]) -> None:
+        """Have the networks say something of an item's row, if they have not."""
+        assert each.row is not None
+        if each.said is None:
+            each.said = self._wish.predictor.predict_batch(each.row[None], *self._wish.told)
+
+    def _go_on(self, each: _Whole[Item, Result]) -> bool:
+        """Go on with an item as far as its next row; whether there is one."""
         try:
-            row = _attempt(next, each.steps) if each.said is None else _attempt(each.steps.send, each.said)
+            found = _attempt(next, each.steps) if each.said is None else _attempt(each.steps.send, each.said)
         except StopIteration as end:
             self.outcomes.append((each.item, end.value))
             return False
-        if isinstance(row, IaunetError):
-            self.outcomes.append((each.item, row))
+        if isinstance(found, IaunetError):
+            self.outcomes.append((each.item, found))
             return False
-        each.row, each.said = row, None
+        (each.row, each.is_only_row), each.said = found, None
         return True
 
 
@@ -284,7 +313,7 @@ class _Stream(Generic[Item, Result]):
     """What `_Wish.predict_beside` has under way.
 
     ``owners`` are the cases of the rows of each batch that the networks are at, ``encoding`` those with a part in the
-    encoders, ``failed`` the items that could not be loaded.
+    encoders, ``failed`` the items that could not be begun.
     """
 
     wish: _Wish[Item, Result]
@@ -326,9 +355,16 @@ class _Stream(Generic[Item, Result]):
                 self.failed.append((item, loaded))
                 continue
             case = loaded.case
-            job = _Job[Item, Result](item, self.wish.assemble(case))
+            assembly = _attempt(self.wish.assemble, case)
+            if isinstance(assembly, IaunetError):
+                self.failed.append((item, assembly))
+                continue
+            job = _Job[Item, Result](item, assembly)
             yield job, loaded.first
             for row in _further_rows(self.makers, case, ahead):
+                if isinstance(row, IaunetError):
+                    job.fault = row
+                    break
                 yield job, row
 
     def _add(
@@ -365,11 +401,11 @@ def _loaded(
         yield _settled(waiting)
 
 
-def _further_rows(pool: ThreadPoolExecutor, case: CaseInput, ahead: int) -> Iterator[NDArray[np.float32]]:
+def _further_rows(pool: ThreadPoolExecutor, case: CaseInput, ahead: int) -> Iterator[NDArray[np.float32] | IaunetError]:
     """The rows of a case after its first, in order, a batch of them made ahead."""
-    waiting: deque[Future[NDArray[np.float32]]] = deque()
+    waiting: deque[Future[NDArray[np.float32] | IaunetError]] = deque()
     for number in range(1, len(case.places)):
-        waiting.append(pool.submit(case.make, number))
+        waiting.append(pool.submit(_attempt, case.make, number))
         if len(waiting) > ahead:
             yield waiting.popleft().result()
     while waiting:

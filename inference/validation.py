@@ -1,5 +1,6 @@
 """Predicts and scores the held-out cases of a fold, and sums up the folds of a run."""
 
+import contextlib
 import logging
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
@@ -163,10 +164,11 @@ def _score_cases(predictor: Predictor, folder: FoldFolder, arrays: Arrays, names
 
     scores = {}
     stream = predict_stream(predictor, names, arrays.case_input, finish, watch=watch, measure=True)
-    for name, result in tqdm(stream, "validate", len(names), unit=" cases", disable=None, leave=False):
-        if isinstance(result, IaunetError):
-            raise result
-        scores[name] = result
+    with contextlib.closing(stream):
+        for name, result in tqdm(stream, "validate", len(names), unit=" cases", disable=None, leave=False):
+            if isinstance(result, IaunetError):
+                raise result
+            scores[name] = result
     return scores
 
 

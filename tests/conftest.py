@@ -18,6 +18,8 @@ import pytest
 from hypothesis import settings
 from PIL import Image
 
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # what tests expect is what the CPU gives; torch comes later
+
 ROOT = Path(__file__).parents[1]
 TOY_SIDE = 64
 PATIENCE = 120.0

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from iaunet.dataset import IGNORED, MaskCoding
 from iaunet.errors import TrainingError
+from iaunet.exhaustion import MEMORY_FAULTS, is_out_of_memory
 from iaunet.preprocessing.arrays import Arrays, open_arrays
 from iaunet.trainers.augmentation import Augmenter
 from iaunet.trainers.device_augmentation import DeviceAugmenter
@@ -55,9 +56,10 @@ class Batch:
         return Batch(self.images.pin_memory(), self.targets.pin_memory(), self.rows, valid)
 
     def to(self, device: torch.device) -> "Batch":
-        """The batch on a device, copied without waiting where its memory is pinned."""
-        valid = None if self.valid is None else self.valid.to(device, non_blocking=True)
-        images, targets = self.images.to(device, non_blocking=True), self.targets.to(device, non_blocking=True)
+        """The batch on a device, copied to an NVIDIA GPU without waiting where its memory is pinned."""
+        is_cuda = device.type == "cuda"  # on others memory may be given away while it is copied
+        valid = None if self.valid is None else self.valid.to(device, non_blocking=is_cuda)
+        images, targets = (each.to(device, non_blocking=is_cuda) for each in (self.images, self.targets))
         return Batch(images, targets, self.rows, valid)
 
 
@@ -227,7 +229,8 @@ def start_batches(loader: DataLoader[T]) -> Iterator[T]:
 def prepared_ahead(batches: Iterable[T], prepare: Callable[[T], Batch], device: torch.device) -> Iterator[Batch]:
     """Batches brought to a device by ``prepare``, on a GPU each while the step of the one before it runs there.
 
-    There a thread of its own prepares them, which goes on while this one waits for the step's losses.
+    There a thread of its own prepares them, which goes on while this one waits for the step's losses. A batch for which
+    memory does not suffice beside a step is prepared after it.
     """
     if device.type != "cuda":
         yield from map(prepare, batches)
@@ -238,15 +241,24 @@ def prepared_ahead(batches: Iterable[T], prepare: Callable[[T], Batch], device: 
         with torch.cuda.stream(stream):
             return prepare(batch), stream.record_event()
 
+    def prepared(batch: T, beside: Future[tuple[Batch, torch.cuda.Event]]) -> Batch:
+        try:
+            return _handed_over(*beside.result())
+        except MEMORY_FAULTS as fault:
+            if not is_out_of_memory(fault):
+                raise
+        torch.cuda.empty_cache()  # of what the step took
+        return prepare(batch)
+
     with ThreadPoolExecutor(1, "prepare") as thread:
-        waiting: Future[tuple[Batch, torch.cuda.Event]] | None = None
+        waiting: tuple[T, Future[tuple[Batch, torch.cuda.Event]]] | None = None
         for batch in batches:
-            following = thread.submit(prepare_beside, batch)
+            following = batch, thread.submit(prepare_beside, batch)
             if waiting is not None:
-                yield _handed_over(*waiting.result())
+                yield prepared(*waiting)
             waiting = following
         if waiting is not None:
-            yield _handed_over(*waiting.result())
+            yield prepared(*waiting)
 
 
 @functools.cache

@@ -113,9 +113,12 @@ def remember_state(network: nn.Module, device: torch.device) -> Callable[[], Non
 
 
 def copy_tensors(targets: list[Tensor], sources: list[Tensor]) -> None:
-    """Copy tensors into others, on a GPU with few kernels for all of them."""
-    if targets:
-        torch._foreach_copy_(targets, sources)
+    """Copy tensors into others of their types, on a GPU with a kernel or two for all of a type."""
+    pairs: dict[torch.dtype, list[tuple[Tensor, Tensor]]] = {}
+    for target, source in zip(targets, sources, strict=True):
+        pairs.setdefault(target.dtype, []).append((target, source))
+    for of_type in pairs.values():  # of several types at once each tensor would have a kernel of its own
+        torch._foreach_copy_([target for target, _ in of_type], [source for _, source in of_type])
 
 
 def leave_as_it_is() -> None:

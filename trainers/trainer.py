@@ -50,6 +50,8 @@ from iaunet.weights import load_weights, save_weights
 
 logger = logging.getLogger(__name__)
 
+LOSSES = ("loss", "bce", "dice_loss")
+
 SAVING_SHARE = 0.05
 """Of the time of training that writing checkpoints may take; with short epochs not every one is followed by one."""
 
@@ -80,7 +82,7 @@ class Trainer:
         self.micro_batch = setup.micro_batch
         self.epoch = 0
         self.step = 0
-        self.losses = {"loss": 0.0, "bce": 0.0, "dice_loss": 0.0}
+        self.losses = dict.fromkeys(LOSSES, 0.0)
         self.seconds = 0.0
         self._hours_to_fix = setup.hours
         self._saving = Pace(SAVING_SHARE)
@@ -195,9 +197,9 @@ class Trainer:
             group["lr"] = self.learning_rate()
         if self.ranks.size > 1:
             self._seed_step()
-        losses = self._make_gradients(batch)
-        self._require_finite("loss", losses["loss"])
+        sums = self._make_gradients(batch)
         try:
+            losses = self._read(sums, self.clip_gradients())
             self.update_weights()
         except MEMORY_FAULTS as fault:
             if not is_out_of_memory(fault):
@@ -209,12 +211,13 @@ class Trainer:
             ) from fault
         return losses
 
+    def clip_gradients(self) -> torch.Tensor:
+        """Shorten the gradients to the recipe's norm; gives the norm that they had."""
+        self.scaler.unscale_(self.optimiser)
+        return nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.clip_gradient_norm or math.inf)
+
     def update_weights(self) -> None:
         """Change the weights by the gradients, and the average by the weights."""
-        self.scaler.unscale_(self.optimiser)
-        norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.clip_gradient_norm or math.inf)
-        if not self.scaler.is_enabled():  # it skips steps whose gradients are too large for half precision
-            self._require_finite("gradient's norm", float(norm))
         self.scaler.step(self.optimiser)
         self.scaler.update()
         self.ranks.average([buffer for buffer in self.network.buffers() if buffer.is_floating_point()])
@@ -227,11 +230,14 @@ class Trainer:
         step = self.epoch * steps + min(self.step, steps - 1)
         return learning_rate(self.recipe, step, steps, self.epochs)
 
-    def accumulate_gradients(self, batch: Batch) -> dict[str, float]:
+    def accumulate_gradients(self, batch: Batch) -> torch.Tensor:
         """Forward and backward over the batch, a micro-batch at a time, each weighed by its rows.
 
         Args:
-            batch: This rank's part of it; losses and gradients are those of the whole.
+            batch: This rank's part of it; gradients are those of the whole.
+
+        Returns:
+            This rank's part of the losses, by `LOSSES`, on the device.
         """
         self.optimiser.zero_grad(set_to_none=True)
         sums = torch.zeros(3, device=self.device)
@@ -248,7 +254,7 @@ class Trainer:
                 # gradients are averaged over the ranks, and are to be added up
                 self.scaler.scale(losses.loss * share * self.ranks.size).backward()  # type: ignore[no-untyped-call]
             sums += torch.stack([part.detach() * share for part in losses])
-        return dict(zip(("loss", "bce", "dice_loss"), self.ranks.sum(sums.tolist()), strict=True))
+        return sums
 
     def validate(self) -> dict[str, float]:
         """Loss and mean Dice per image of the held-out rows at the input's size; nan when none is held out."""
@@ -415,8 +421,8 @@ class Trainer:
                 self.estimate.tell()
             start = now
 
-    def _make_gradients(self, batch: Batch) -> dict[str, float]:
-        """The losses of a batch, whose gradients are left; in smaller parts where memory does not suffice."""
+    def _make_gradients(self, batch: Batch) -> torch.Tensor:
+        """As `accumulate_gradients`; in smaller parts where memory does not suffice."""
         while True:
             restore = leave_as_it_is
             try:
@@ -428,6 +434,15 @@ class Trainer:
                 self._require_no_other_ranks(fault)
                 restore()
                 self._halve_micro_batch(fault)
+
+    def _read(self, sums: torch.Tensor, norm: torch.Tensor) -> dict[str, float]:
+        """The losses of the whole batch; they and the gradient's norm are waited for together, and must be numbers."""
+        *sums_here, norm_here = torch.cat([sums, norm[None]]).tolist()
+        losses = dict(zip(LOSSES, self.ranks.sum(sums_here), strict=True))
+        self._require_finite("loss", losses["loss"])
+        if not self.scaler.is_enabled():  # it skips steps whose gradients are too large for half precision
+            self._require_finite("gradient's norm", norm_here)
+        return losses
 
     def _save(self) -> None:
         with self._saving:

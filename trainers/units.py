@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -116,9 +116,14 @@ def _train_on(engine: Engine, folder: DatasetFolder, units: Sequence[Unit]) -> N
         if outcome is not None:
             faults[task.name] = outcome
         logger.info("%s %s", task.name, "is finished" if outcome is None else f"failed: {outcome}")
+    _require_none(faults, len(tasks))
+
+
+def _require_none(faults: Mapping[str, IaunetError], n: int) -> None:
+    """Refuse to go on after faults, of so many units, by name."""
     if faults:
         name, fault = next(iter(faults.items()))
-        raise TrainingError(f"{len(faults)} of {len(tasks)} folds failed; {name}: {fault}")
+        raise TrainingError(f"{len(faults)} of {n} folds failed; {name}: {fault}")
 
 
 def _put_aside_restarted(folder: DatasetFolder, units: Sequence[Unit]) -> None:
@@ -132,8 +137,16 @@ def _train_part(part: Part, units: Sequence[Unit], ranks: Ranks) -> None:
     """Train a share of the units here."""
     mine = part.of(units)
     logger.info("part       %s: %d of %d folds", part, len(mine), len(units))
+    faults: dict[str, IaunetError] = {}
     for unit in mine:
-        train(unit.folder, unit.fold, unit.options, ranks, sums_up=False)
+        try:
+            train(unit.folder, unit.fold, unit.options, ranks, sums_up=False)
+        except IaunetError as fault:
+            if ranks.size > 1:
+                raise  # of which the other ranks may know nothing
+            logger.warning("%s failed: %s", unit.name, fault)
+            faults[unit.name] = fault
+    _require_none(faults, len(mine))
 
 
 def _find_units(folder: DatasetFolder, fold: str, choices: Sequence[TrainingOptions]) -> list[Unit]:

@@ -42,7 +42,7 @@ class LogFollower:
 
     def __init__(self, logs: Mapping[str, Path]) -> None:
         self.logs = logs
-        self._told = {name: path.stat().st_size if path.exists() else 0 for name, path in logs.items()}
+        self._told = {name: _size_of(path) for name, path in logs.items()}
 
     def tell_news(self) -> None:
         """Log the whole lines that were added since the last call."""
@@ -55,8 +55,15 @@ class LogFollower:
             with path.open("rb") as file:
                 file.seek(self._told[name])
                 added = file.read()
-        except FileNotFoundError:
+        except OSError:  # there is none yet; or a disk that fails for a moment, which is no reason to end calls
             return []
         whole = added[: added.rfind(b"\n") + 1]
         self._told[name] += len(whole)
         return whole.decode("utf-8", errors="replace").splitlines()
+
+
+def _size_of(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0

@@ -1,6 +1,7 @@
 """Ray: calls on the machines of a cluster, or in processes of this one."""
 
 import contextlib
+import logging
 import os
 import secrets
 import shutil
@@ -28,6 +29,8 @@ SECONDS_TO_STOP = 120
 
 SECONDS_TO_ANSWER = 10
 SECONDS_BETWEEN_NEWS = 0.5
+
+logger = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -77,8 +80,10 @@ class RayEngine:
             EngineError: The cluster cannot be reached, or Ray is not installed.
         """
         with connected(self.options.address) as ray:
+            nodes = machines(ray)
+            share = choose_share(nodes, len(tasks), on_gpu, self.options)
+            _require_room(share, nodes, may_grow=_address(self.options.address) is not None)
             begin()
-            share = choose_share(machines(ray), len(tasks), on_gpu, self.options)
             # given here and not as .options, GPUs also end the process after its call, which gives their memory back
             remote = ray.remote(num_cpus=share.processors, num_gpus=share.gpus, max_retries=RETRIES)(work)
             remote = remote.options(name="iaunet")
@@ -108,7 +113,7 @@ def connected(address: str | None, processors: int | None = None, object_memory:
     Raises:
         EngineError: Ray is not installed, or the cluster cannot be reached.
     """
-    address = address or os.environ.get("RAY_ADDRESS")
+    address = _address(address)
     if address is None:
         for name, value in _local_settings().items():
             os.environ.setdefault(name, value)
@@ -155,6 +160,28 @@ def choose_share(nodes: Sequence[Mapping[str, float]], n_tasks: int, on_gpu: boo
         enough = (size for size in range(max(counts, default=1), 0, -1) if sum(n // size for n in counts) >= n_tasks)
         processors = next(enough, 1)
     return Share(max(processors, 1), gpus)
+
+
+def _require_room(share: Share, nodes: Sequence[Mapping[str, float]], may_grow: bool) -> None:
+    """Refuse calls that no machine can ever make: Ray would wait for one without a word.
+
+    Args:
+        share: What a call gets.
+        nodes: What each machine has.
+        may_grow: Whether machines may be added later, which is only warned of.
+    """
+    if any(node.get("CPU", 0) >= share.processors and node.get("GPU", 0) >= share.gpus for node in nodes):
+        return
+    gpus = f" and {share.gpus:g} GPUs" if share.gpus else ""
+    lacking = f"no machine here has {share.processors} processors{gpus} for a call"
+    if not may_grow:
+        raise EngineError(f"{lacking}: give fewer with --engine_option processors=N or gpus=N")
+    logger.warning("%s: it waits until one joins the cluster", lacking)
+
+
+def _address(given: str | None) -> str | None:
+    """That of a running cluster; None if there is none."""
+    return given or os.environ.get("RAY_ADDRESS")
 
 
 @contextlib.contextmanager

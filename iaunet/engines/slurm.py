@@ -94,8 +94,8 @@ class SlurmEngine:
         array = _Array(self._executor(gpus), function, self.options.processors)
         begin()
         follower = LogFollower({task.name: task.log for task in tasks})
-        array.submit(tasks)
         with array.cancelling():
+            array.submit(tasks)
             while array.running:
                 time.sleep(SECONDS_BETWEEN_NEWS)
                 follower.tell_news()
@@ -135,9 +135,20 @@ class _Array:
         self._retries: Counter[str] = Counter()
 
     def submit(self, tasks: Sequence[Task[Any]]) -> None:
-        """Hand in a job for each task."""
-        with self.executor.batch():
-            jobs = [self.executor.submit(Requeueable(), *pack(self.function, task, self.processors)) for task in tasks]
+        """Hand in a job for each task.
+
+        Raises:
+            EngineError: SLURM does not take them.
+        """
+        utils = _import_submitit().core.utils
+        try:
+            with self.executor.batch():
+                calls = [pack(self.function, task, self.processors) for task in tasks]
+                jobs = [self.executor.submit(Requeueable(), *call) for call in calls]
+        except (utils.FailedJobError, utils.FailedSubmissionError) as fault:
+            said = str(fault).strip().splitlines() or ["it does not say why"]
+            mend = "mend the options given with --engine_option"
+            raise EngineError(f"SLURM takes no jobs ({said[-1]}): {mend}") from fault
         self.running |= zip(jobs, tasks, strict=True)
 
     def take_ended(self) -> Iterator[tuple[Task[Any], Any]]:
@@ -149,7 +160,10 @@ class _Array:
             if outcome is None:
                 self._retries[task.name] += 1
                 logger.warning("%s was killed and begins again: see %s", task.name, job.paths.stderr)
-                self.submit([task])
+                try:
+                    self.submit([task])
+                except EngineError as fault:  # the other jobs go on
+                    yield task, fault
             else:
                 yield task, outcome[0]
 

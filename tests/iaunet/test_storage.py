@@ -228,7 +228,7 @@ def test_what_a_disk_has_no_room_for_is_removed_and_what_has_its_name_stays(tmp_
         return replace(path, to)
 
     monkeypatch.setattr(Path, "replace", refuse)
-    with pytest.raises(WorkspaceError, match="no space left for"):
+    with pytest.raises(WorkspaceError, match=f"no space left for {tmp_path / 'b'}"):
         group.settle()
 
     assert files_of(tmp_path) == ["a"]

@@ -749,3 +749,43 @@ def test_masks_of_other_images_and_of_earlier_calls_are_told(predict, images, ou
 def test_a_lone_pass_has_no_uncertainty(predict):
     with pytest.raises(PredictionError, match="one network without mirroring cannot disagree: leave out --uncertainty"):
         predict(uncertainty=True)
+
+
+# Names and places ---------------------------------------------------------------------------------------------------
+
+
+def test_an_image_whose_mask_would_have_too_long_a_name_fails_alone(predict, images):
+    long = "x" * 251
+    for ending in (".png", ".bmp"):  # both keep their ending in the names of their masks
+        Image.open(images / "case_00.png").save(images / f"{long}{ending}")
+
+    for _ in range(2):
+        outcomes = predict()
+
+        assert outcomes[f"{long}.png"].problem == "has a name that is too long for its mask: shorten it"
+        assert [o.status for name, o in outcomes.items() if name.startswith("case")] in (["done"] * 5, ["kept"] * 5)
+
+
+@pytest.mark.parametrize("wish", ["overlay", "probabilities", "uncertainty"])
+def test_images_in_a_folder_named_as_that_of_other_files_are_refused_with_these(run, predict, images, output, wish):
+    folder = {"overlay": "overlays"}.get(wish, wish)
+    (images / folder).mkdir()
+    shutil.copyfile(images / "case_00.png", images / folder / "case_00.png")
+    flips = Predictor.from_runs([run], ["0"], "cpu")
+
+    with pytest.raises(PredictionError, match=rf"would lie in .*{folder}, where {folder} are written: rename"):
+        predict(by=flips, **{wish: True})
+    assert not output.exists()
+    assert statuses(predict())[f"{folder}/case_00.png"] == "done"
+
+
+def test_an_earlier_mask_of_an_image_that_fails_now_is_told(predict, images, output):
+    predict()
+    (images / "case_01.png").write_bytes(b"no image")
+    (images / "new.png").write_bytes(b"no image")
+
+    outcomes = predict()
+
+    assert outcomes["case_01.png"].problem.endswith("; its mask there is of an earlier call")
+    assert "earlier" not in outcomes["new.png"].problem
+    assert (output / "case_01.png").exists()

@@ -14,8 +14,9 @@ import torch
 from PIL import Image
 
 from iaunet.dataset import MaskCoding, Slicing
+from iaunet.errors import PredictionError
 from iaunet.inference.folder import predict_folder
-from iaunet.inference.inputs import group_channels, mask_names
+from iaunet.inference.inputs import group_channels, list_inputs, mask_names
 from iaunet.inference.mosaic import PIXELS_AT_ONCE
 from iaunet.inference.output import FolderOptions
 from iaunet.inference.overlay import draw_stack_overlay
@@ -197,7 +198,7 @@ def write_series(folder, array, spacing=(0.5, 0.75), step=2.0):
     """Write [slices, rows, columns] as one DICOM series, files in a shuffled order of names."""
     pydicom = pytest.importorskip("pydicom")
     uid = import_module("pydicom.uid")
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     for number, plane in enumerate(array):
         dataset = pydicom.Dataset()
         dataset.file_meta = pydicom.dataset.FileMetaDataset()
@@ -233,6 +234,29 @@ def test_a_folder_of_dicom_files_becomes_one_nifti_mask(predict, folder, output)
     assert (output / "overlays" / "patient 1.png").exists()
     assert (output / "probabilities" / "patient 1.nii.gz").exists()
     assert statuses(predict(depth="float32", options=["probabilities", "overlay"])) == {"patient 1": "kept"}
+
+
+def test_a_folder_of_slices_is_one_image_whatever_lies_beside_and_below_them(predict, folder, output):
+    write_series(folder, voxels((3, 70, 90)))
+    write_series(folder / "more", voxels((4, 70, 90)))
+    (folder / "DICOMDIR").write_bytes(bytes(128) + b"DICM")
+    Image.fromarray(np.full((70, 90), 200, np.uint8)).save(folder / "preview.png")
+
+    outcomes = predict(depth="float32")
+
+    assert {name: outcomes[name].status for name in ("in", "in/more")} == {"in": "done", "in/more": "done"}
+    assert {*outcomes} == {"in", "in/more", "in/preview.png"}
+    assert nib.load(output / "in.nii.gz").shape[2] == 3
+    assert nib.load(output / "in" / "more.nii.gz").shape[2] == 4
+    with pytest.raises(PredictionError, match="holds the images themselves: give another folder for the masks"):
+        list_inputs(folder, folder)
+
+
+def test_the_list_of_a_cd_is_no_image(predict, folder):
+    write_series(folder / "a" / "1", voxels((3, 70, 90)))
+    (folder / "DICOMDIR").write_bytes(bytes(128) + b"DICM")
+
+    assert statuses(predict(depth="float32")) == {"a/1": "done"}
 
 
 # Stacks of pages ----------------------------------------------------------------------------------------------------

@@ -306,6 +306,53 @@ def test_a_lane_does_a_few_pictures_at_a_time_step_by_step_unless_they_take_long
     assert max(map(len, lots(0.0))) == 1
 
 
+def test_a_case_of_several_rows_is_done_in_its_lane_before_the_next_is_loaded(predictor, monkeypatch):
+    rows, told = [1, 1, 1, 1, 1, 3, 1, 2, 1, 1, 1, 1], []
+
+    def load(number):
+        told.append(("load", number))
+        return case_of([1.0] * rows[number])
+
+    def finish(number, prediction):
+        told.append(("finish", number))
+        return int(prediction.labels.sum())
+
+    monkeypatch.setattr(streams, "default_workers", lambda: 1)
+    monkeypatch.setattr(streams, "LOT_WITHIN", 1e9)
+    monkeypatch.setattr(Predictor, "lanes", 1)
+
+    assert dict(predict_stream(predictor, range(12), load, finish)) == {i: 16 * n for i, n in enumerate(rows)}
+    for number in (5, 7):
+        assert told.index(("finish", number)) == told.index(("load", number)) + 1
+    assert ["load", "load"] in [[before, after] for (before, _), (after, _) in itertools.pairwise(told)]  # pictures
+
+
+@pytest.mark.parametrize("at", ["put together", "a row"])
+def test_memory_that_runs_out_before_the_network_costs_that_image_alone(predictor, monkeypatch, at):
+    assemble = streams.Assembly
+
+    def put_together(case, *arguments):
+        if case.shape[0] == 5 and at == "put together":
+            raise MemoryError
+        return assemble(case, *arguments)
+
+    def load(number):
+        case = case_of([1.0] * (5 if number == 2 else 3))
+
+        def make(row):
+            if number == 2 and row == 3 and at == "a row":
+                raise MemoryError
+            return case.make(row)
+
+        return CaseInput(case.shape, case.places, make)
+
+    monkeypatch.setattr(streams, "Assembly", put_together)
+    found = dict(predict_stream(predictor, range(6), load, lambda i, prediction: int(prediction.labels.sum())))
+
+    assert "memory ran out for this image" in str(found.pop(2))
+    assert found == dict.fromkeys((0, 1, 3, 4, 5), 48)
+
+
 @pytest.mark.parametrize(("first", "cores"), [(2, 2), (1, 3)])
 def test_volumes_and_where_cores_are_left_are_loaded_and_finished_beside_the_networks(
     predictor, monkeypatch, first, cores

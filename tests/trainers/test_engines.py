@@ -189,6 +189,16 @@ def test_parts_train_each_fold_once_and_the_last_sums_up(toy):
     assert summed_up == [(False, ["0", "2"]), (True, ["0", "1", "2"])]
 
 
+def test_a_part_whose_fold_fails_trains_the_others(toy):
+    with (
+        locked(run_of(toy).fold("0").root, "training"),
+        pytest.raises(TrainingError, match=rf"^1 of 2 folds failed; {RUN} fold 0: another process is training in"),
+    ):
+        train_networks(toy, "cv", [options()], part=Part(1, 2))
+
+    assert [fold.fold for fold in run_of(toy).finished_folds()] == ["2"]
+
+
 def test_a_part_without_folds_names_no_run_to_predict_with(toy, capsys):
     told = []
     for part in ("2/2", "1/2"):

@@ -50,6 +50,14 @@ def test_nothing_is_begun_for_a_cluster_that_does_not_answer(jobs, task, tmp_pat
         next(RayEngine({"address": "127.0.0.1:1"}, tmp_path).run(jobs.square, [task("two", 2)], False, pytest.fail))
 
 
+def test_nothing_is_begun_where_no_machine_has_what_a_call_is_to_get(jobs, task, tmp_path, monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    engine = RayEngine({"processors": 100_000}, tmp_path)
+
+    with pytest.raises(EngineError, match=r"no machine here has 100000 processors for a call: give fewer with"):
+        next(engine.run(jobs.square, [task("two", 2)], False, pytest.fail))
+
+
 def test_calls_run_in_processes_of_this_machine_alone_and_one_that_is_killed_begins_again(
     jobs, task, tmp_path, caplog, monkeypatch
 ):

@@ -56,6 +56,17 @@ def test_jobs_of_this_machine_that_get_no_gpu_or_are_alone_are_not_refused(jobs,
     assert {outcome[0] for _, outcome in without.run(jobs.square, [two, three], on_gpu=True)} == {4, 9}
 
 
+def test_what_slurm_says_to_jobs_that_it_does_not_take_is_one_line(jobs, task, tmp_path, monkeypatch):
+    for name in ("sbatch", "srun"):
+        (tmp_path / name).write_text("#!/bin/sh\n>&2 echo error: invalid partition specified: gpus\nexit 1\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    engine = SlurmEngine({"partition": "gpus"}, tmp_path / "engine")
+
+    with pytest.raises(EngineError, match=r"SLURM takes no jobs \(.*invalid partition specified: gpus.*\): mend the"):
+        list(engine.run(jobs.square, [task("two", 2), task("three", 3)], on_gpu=False))
+
+
 @pytest.mark.slow
 def test_a_job_that_is_killed_begins_again(engine, jobs, task, tmp_path, caplog):
     [(_, begun)] = engine.run(jobs.square_or_be_killed, [task("killed", tmp_path)], on_gpu=True)

@@ -80,3 +80,17 @@ def test_a_follower_tells_whole_new_lines_behind_their_name(tmp_path, caplog):
     follower.tell_news()
 
     assert caplog.messages == ["fold 0: epoch 1 \xfc", "fold 0: epoch 2", "fold 1: first"]
+
+
+def test_a_log_that_cannot_be_read_for_now_ends_nothing(tmp_path, caplog):
+    caplog.set_level(logging.INFO, "iaunet")
+    log = tmp_path / "log.txt"
+    follower = LogFollower({"fold 0": log})
+
+    log.mkdir()
+    follower.tell_news()
+    log.rmdir()
+    log.write_bytes(b"epoch 1\n")
+    follower.tell_news()
+
+    assert caplog.messages == ["fold 0: epoch 1"]
