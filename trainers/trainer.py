@@ -199,8 +199,7 @@ class Trainer:
             self._seed_step()
         sums = self._make_gradients(batch)
         try:
-            losses = self._read(sums, self.clip_gradients())
-            self.update_weights()
+            return self.update_weights(sums)
         except MEMORY_FAULTS as fault:
             if not is_out_of_memory(fault):
                 raise
@@ -209,20 +208,29 @@ class Trainer:
                 "not help: close other programs and run the same command again to go on from the last checkpoint, or "
                 "begin anew with --restart and a smaller --width"
             ) from fault
-        return losses
 
-    def clip_gradients(self) -> torch.Tensor:
-        """Shorten the gradients to the recipe's norm; gives the norm that they had."""
+    def update_weights(self, sums: torch.Tensor) -> dict[str, float]:
+        """Change the weights by the gradients, and the average by the weights.
+
+        Args:
+            sums: This rank's part of the losses, see `accumulate_gradients`.
+
+        Returns:
+            The losses of the whole batch. They and the gradient's norm are waited for together, and must be numbers.
+        """
         self.scaler.unscale_(self.optimiser)
-        return nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.clip_gradient_norm or math.inf)
-
-    def update_weights(self) -> None:
-        """Change the weights by the gradients, and the average by the weights."""
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.clip_gradient_norm or math.inf)
+        *sums_here, norm_here = torch.cat([sums, norm[None]]).tolist()
+        losses = dict(zip(LOSSES, self.ranks.sum(sums_here), strict=True))
+        self._require_finite("loss", losses["loss"])
+        if not self.scaler.is_enabled():  # it skips steps whose gradients are too large for half precision
+            self._require_finite("gradient's norm", norm_here)
         self.scaler.step(self.optimiser)
         self.scaler.update()
         self.ranks.average([buffer for buffer in self.network.buffers() if buffer.is_floating_point()])
         if self.average is not None:
             self.average.update(self.network)
+        return losses
 
     def learning_rate(self) -> float:
         """The learning rate of the running step; at the end of an epoch that of its last."""
@@ -434,15 +442,6 @@ class Trainer:
                 self._require_no_other_ranks(fault)
                 restore()
                 self._halve_micro_batch(fault)
-
-    def _read(self, sums: torch.Tensor, norm: torch.Tensor) -> dict[str, float]:
-        """The losses of the whole batch; they and the gradient's norm are waited for together, and must be numbers."""
-        *sums_here, norm_here = torch.cat([sums, norm[None]]).tolist()
-        losses = dict(zip(LOSSES, self.ranks.sum(sums_here), strict=True))
-        self._require_finite("loss", losses["loss"])
-        if not self.scaler.is_enabled():  # it skips steps whose gradients are too large for half precision
-            self._require_finite("gradient's norm", norm_here)
-        return losses
 
     def _save(self) -> None:
         with self._saving:

@@ -88,8 +88,8 @@ class Watched(Trainer):
     def accumulate_gradients(self, batch):
         return self._during("gradients", super().accumulate_gradients, batch)
 
-    def update_weights(self):
-        return self._during("update", super().update_weights)
+    def update_weights(self, sums):
+        return self._during("update", super().update_weights, sums)
 
     def validate(self):
         return self._during("validation", super().validate)
