@@ -24,8 +24,9 @@ from iaunet.errors import WorkspaceError
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-PIPE_IS_GONE = (None, errno.EPIPE, errno.EBADF)
-"""What errors say when a process is started, or told what to do, while the pool finds out that another was killed."""
+PIPE_IS_GONE = (None, errno.EPIPE, errno.EBADF, errno.ECONNREFUSED, errno.ECONNRESET)
+"""What errors say when a process is started, or told what to do, while the pool finds out that another was killed, or
+that from which they are forked."""
 
 IMAGES_WORTH_A_PROCESS = 24
 """Starting a process costs about as much as working on this many images."""
@@ -73,8 +74,8 @@ def map_in_processes(
             for item in itertools.islice(remaining, n):
                 try:
                     waiting.append(pool.submit(function, item))
-                except OSError as fault:
-                    if fault.errno not in PIPE_IS_GONE:
+                except (OSError, EOFError) as fault:
+                    if getattr(fault, "errno", None) not in PIPE_IS_GONE:
                         raise
                     raise BrokenProcessPool from fault
 

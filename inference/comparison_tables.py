@@ -24,7 +24,8 @@ LEGEND = (
     "cases, ± the standard deviation of the means of folds, [95 % bootstrap interval over groups]. *Pooled*: of the "
     "pixels of all cases together. *p*: sign-flip permutation test of the means of groups against the reference, "
     "Holm-corrected over the other rows. *Empty* cases lack the label: Dice and IoU are 1 where none of it is "
-    "predicted, else 0. A row that says *incomplete* is of fewer folds than its table."
+    "predicted, else 0. Masks are as they come, without what `iaunet_find_best` chose. A row that says *incomplete* is "
+    "of fewer folds than its table."
 )
 
 ON_THE_PAPER = (

@@ -60,6 +60,7 @@ def _run(arguments: argparse.Namespace) -> int:
     finding = find_best(folder, arguments.split, arguments.seed, arguments.incomplete)
     for line in describe_finding(finding):
         logger.info("%s", line)
+    logger.info("next       iaunet_report %s (how good it is)", shlex.quote(folder.name))
     logger.info("next       iaunet_predict -i FOLDER -o FOLDER -d %s", shlex.quote(folder.name))
     return ALL_DONE
 

@@ -315,9 +315,10 @@ class _Work:
                 "note       %d masks that are there are made anew: of other images or settings, or not finished",
                 anew,
             )
-        there = sum(is_there(self.files.output / mask) for mask in others)
+        there = sorted(mask for mask in others if is_there(self.files.output / mask))
         if there:
-            logger.info("note       %d masks of earlier calls are not in the table of this one", there)
+            named = ", ".join(there[:3]) + (", ..." if there[3:] else "")
+            logger.info("note       %d masks of earlier calls are not in the table of this one: %s", len(there), named)
 
     def finish(self, case: InputCase, prediction: Prediction) -> Outcome:
         """Write what was predicted; it gets its names, and its line in the audit file, when it is settled."""

@@ -114,6 +114,8 @@ def _run(arguments: argparse.Namespace, tokens: Sequence[str]) -> int:
         choices = ranks.first(lambda: _choices(arguments))
         runs = train_networks(folder, arguments.fold, choices, engine, part, ranks)
     usable = " ".join(shlex.quote(run.name) for run in runs if run.finished_folds())
+    if usable and arguments.fold == "cv":
+        logger.info("next       iaunet_find_best %s (chooses and calibrates what predicts)", shlex.quote(folder.name))
     if usable:
         logger.info("next       iaunet_predict -i FOLDER -o FOLDER -d %s --run %s", shlex.quote(folder.name), usable)
     return ALL_DONE

@@ -250,7 +250,7 @@ def _tiles(facts: ReportFacts) -> Iterator[Tile]:
     found = facts.detection.get(label)
     if found is not None and found.overall.lesions:
         value = f"{found.overall.found} of {found.overall.lesions}"
-        alarms = f"{found.alarms_per_case:.2g} false alarms a case"
+        alarms = f"{found.alarms_per_case:.2g} false alarms a case; masks as they come"
         of_what = "Lesions found" if len(facts.detection) == 1 else f"{label} found"
         yield Tile(title=of_what, value=value, note=alarms)
     groups = f"of {data.n_groups} groups" if data.n_groups else "groups are not known"

@@ -743,7 +743,7 @@ def test_masks_of_other_images_and_of_earlier_calls_are_told(predict, images, ou
     predict()
 
     assert "note       1 masks that are there are made anew" in caplog.text
-    assert "note       1 masks of earlier calls are not in the table of this one" in caplog.text
+    assert "note       1 masks of earlier calls are not in the table of this one: case_00.png" in caplog.text
 
 
 def test_a_lone_pass_has_no_uncertainty(predict):

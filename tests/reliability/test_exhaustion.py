@@ -503,7 +503,7 @@ def arrays_of(workspace):
     return {path.name: path.read_bytes() for path in (workspace / "toy" / "preprocessed").glob("*.npy")}
 
 
-@pytest.mark.parametrize("moments", [(0.0,), pytest.param(tuple(np.linspace(0, 3, 20)), marks=pytest.mark.slow)])
+@pytest.mark.parametrize("moments", [(0.0,), pytest.param(tuple(np.linspace(0, 1, 20)), marks=pytest.mark.slow)])
 def test_a_preprocessing_process_that_is_killed_is_told_and_the_same_command_goes_on(
     moments, start_command, sixty, tmp_path
 ):
