@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import logging
 import signal
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,6 +24,8 @@ from iaunet.trainers.augmentation import Augmenter
 from iaunet.trainers.device_augmentation import DeviceAugmenter
 from iaunet.trainers.sampling import EpochSampler, Sample
 from iaunet.workers import serve_parent
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -247,6 +250,7 @@ def prepared_ahead(batches: Iterable[T], prepare: Callable[[T], Batch], device: 
         except MEMORY_FAULTS as fault:
             if not is_out_of_memory(fault):
                 raise
+            logger.warning("memory ran out while a batch was prepared beside a step: it is prepared after it")
         torch.cuda.empty_cache()  # of what the step took
         return prepare(batch)
 

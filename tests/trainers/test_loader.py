@@ -151,6 +151,21 @@ def test_what_goes_wrong_when_a_batch_is_prepared_ends_the_epoch_where_that_batc
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("prepare")]
 
 
+def test_a_batch_that_memory_does_not_suffice_for_beside_a_step_is_prepared_after_it_which_is_told(gpu, caplog):
+    tried = []
+
+    def prepare(number):
+        tried.append((number, threading.current_thread().name))
+        if number == 2 and threading.current_thread() is not threading.main_thread():
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return number
+
+    assert [*prepared_ahead(range(4), prepare, gpu)] == [0, 1, 2, 3]
+    assert [name for number, name in tried if number == 2] == ["prepare_0", threading.current_thread().name]
+    assert [name for number, name in tried if number != 2] == ["prepare_0"] * 3
+    assert caplog.messages == ["memory ran out while a batch was prepared beside a step: it is prepared after it"]
+
+
 def test_a_device_makes_the_targets_that_the_collator_makes():
     masks = np.random.default_rng(0).choice(np.array([0, 1, 2, 3, IGNORED], np.uint8), (3, 8, 8))
     rows = [(np.zeros((1, 8, 8), np.float16), mask, Sample(i, (0, 0, i))) for i, mask in enumerate(masks)]
